@@ -1,0 +1,400 @@
+"""Builds the edges around the core and carries its effects out: event -> core -> effects -> edges.
+
+One loop, one thread for each sound device, one task group. Nothing in the loop waits on a device,
+a disk or the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voiced import config as configs
+from voiced.config import Config, ConfigError, KeyMissing, Secret
+from voiced.core.conversation import Conversation
+from voiced.edge.capture import Capture
+from voiced.edge.control import Control
+from voiced.edge.gpio import Button
+from voiced.edge.lights import Lights
+from voiced.edge.link import Link
+from voiced.edge.pcm import DeviceError
+from voiced.edge.playback import Playback
+from voiced.edge.service import Service
+from voiced.edge.store import StateError, Store
+from voiced.events import (
+    ButtonEdge,
+    CloseLink,
+    Command,
+    DeviceBack,
+    DeviceFault,
+    Dial,
+    DropUnsent,
+    EndPlay,
+    Event,
+    Flush,
+    KeyState,
+    LightShown,
+    Note,
+    Play,
+    Reconfigured,
+    Reply,
+    Send,
+    SetMuted,
+    Show,
+    Status,
+    Tick,
+)
+
+log = logging.getLogger("voiced")
+
+READY_S = 5.0
+"""Devices are held or known to be missing long before; a sound server that hangs is a fault, not
+a reason to be no service."""
+
+STUCK_S = 5.0
+"""An audio thread steps every 20 ms, and once a second while it has nothing to do."""
+
+TAP_S = 0.08
+"""How long `voicectl tap` holds the button: a quick finger."""
+
+REPAIR_S = 5.0
+"""How often pins that failed are tried again."""
+
+COMMANDS = ("interrupt", "hangup", "mute", "unmute")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are."""
+
+    config: Path
+    socket: Path
+    state: Path
+
+
+class App:
+    """The daemon. `run` returns the exit code."""
+
+    def __init__(self, config: Config, places: Places) -> None:
+        self._config, self._places = config, places
+        self._service = Service()
+        self._store = Store(places.state)
+        self._key: Secret | None = None
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._reply: Reply | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._lights: Lights | None = None
+        self._button: Button | None = None
+        self._awaited = {"microphone", "speaker"}
+        self._all_met = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT. Raises ControlError if the socket can't be opened."""
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        muted = self._build()
+        try:
+            await self._control.open()
+            self._begin(muted)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._announce())
+                keepers = [tasks.create_task(self._watchdog()), tasks.create_task(self._repair())]
+                await self._stop.wait()
+                for task in keepers:
+                    task.cancel()
+        finally:
+            await self._close()
+        return 0
+
+    # --- building ------------------------------------------------------------------------
+
+    def _build(self) -> DeviceFault | None:
+        """Make the core and the edges. The fault of a state that could not be read, if any."""
+        fault = None
+        try:
+            muted = self._store.load_muted()
+        except StateError as exc:
+            muted = True
+            fault = DeviceFault("state", "state-unreadable", str(exc), time.monotonic())
+        self._core = Conversation(self._config, random.Random(), muted=muted, now=time.monotonic())
+        self._link = Link(self.dispatch)
+        self._control = Control(
+            self._places.socket, self._command, self._snapshot, self._core.meter
+        )
+        self._capture = self._new_capture(muted)
+        self._playback = self._new_playback()
+        return fault
+
+    def _new_capture(self, muted: bool) -> Capture:
+        return Capture(self._config.microphone, self._wake, self._post, muted=muted)
+
+    def _new_playback(self) -> Playback:
+        speaker = self._config.speaker
+        return Playback(speaker.device, speaker.rate, speaker.volume, self._post)
+
+    def _begin(self, fault: DeviceFault | None) -> None:
+        for number, handler in (
+            (signal.SIGTERM, self._stop.set),
+            (signal.SIGINT, self._stop.set),
+            (signal.SIGHUP, self._reload),
+        ):
+            self._loop.add_signal_handler(number, handler)
+        if fault:
+            self.dispatch(fault)
+        self._open_pins()
+        self._read_key()
+        self._capture.start()
+        self._playback.start()
+
+    def _open_pins(self) -> None:
+        """Take the button and the lights; those that can't be had are faults."""
+        now = time.monotonic()
+        if self._lights is None:
+            try:
+                self._lights = Lights(self._config.lights)
+                self.dispatch(DeviceBack("lights", now))
+            except DeviceError as exc:
+                self.dispatch(DeviceFault("lights", exc.fault, str(exc), now))
+        if self._button is None and isinstance(self._config.button.pin, int):
+            try:
+                self._button = Button(self._config.button.pin, self._post)
+                self.dispatch(DeviceBack("button", now))
+            except DeviceError as exc:
+                self.dispatch(DeviceFault("button", exc.fault, str(exc), now))
+
+    def _read_key(self) -> None:
+        now = time.monotonic()
+        try:
+            self._key = configs.read_key(self._config.realtime)
+            self.dispatch(KeyState(None, now))
+        except KeyMissing as exc:
+            self._key = None
+            self.dispatch(KeyState("key-missing", now, str(exc)))
+
+    async def _close(self) -> None:
+        """Silence first, then everything else; within 2 s."""
+        self._service.stopping()
+        self._playback.flush(self._core.epoch + 1, time.monotonic())
+        self._control.close()
+        if self._timer:
+            self._timer.cancel()
+        for edge in (self._button, self._lights):
+            if edge:
+                edge.close()
+        await self._link.closed()
+        self._capture.close()
+        self._playback.close()
+
+    # --- events in -----------------------------------------------------------------------
+
+    def _post(self, event: Event) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self.dispatch, event)
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._take_blocks)
+
+    def _take_blocks(self) -> None:
+        for block in self._capture.take():
+            self.dispatch(block)
+
+    def dispatch(self, event: Event) -> None:
+        """Give the core one event and do what it says. In the loop's thread only."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        finally:
+            self._handling = False
+        self._set_timer()
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, DeviceBack | DeviceFault):
+            self._awaited.discard(event.device)
+            if not self._awaited:
+                self._all_met.set()
+        for effect in self._core.handle(event):
+            _PERFORM[type(effect)](self, effect)
+
+    def _set_timer(self) -> None:
+        deadline = self._core.deadline()
+        if self._timer:
+            if self._timer.when() == deadline:
+                return
+            self._timer.cancel()
+        self._timer = None
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.dispatch(Tick(time.monotonic()))
+
+    # --- effects out ---------------------------------------------------------------------
+
+    def _flush(self, effect: Flush) -> None:
+        self._events.appendleft(self._playback.flush(effect.epoch, effect.cause_at))
+
+    def _show(self, effect: Show) -> None:
+        now = time.monotonic()
+        if self._lights is None:
+            return  # a fault already
+        try:
+            self._lights.show(effect.pattern)
+        except DeviceError as exc:
+            self._lights.close()
+            self._lights = None
+            self._events.appendleft(DeviceFault("lights", exc.fault, str(exc), now))
+        else:
+            self._events.appendleft(LightShown(effect.pattern, now))
+
+    def _set_muted(self, effect: SetMuted) -> None:
+        self._capture.set_muted(effect.muted)
+        self._loop.run_in_executor(None, self._keep_muted, effect.muted)
+
+    def _keep_muted(self, muted: bool) -> None:
+        try:
+            self._store.save_muted(muted)
+        except StateError as exc:
+            self._post(DeviceFault("mute", "mute-not-kept", str(exc), time.monotonic()))
+        else:
+            self._post(DeviceBack("mute", time.monotonic()))
+
+    def _note(self, note: Note) -> None:
+        extra = {f"VOICED_{name.upper()}": value for name, value in note.fields.items()}
+        log.log(note.level, "%s", note.text, extra={"VOICED_EVENT": note.name, **extra})
+        self._control.tell({"event": note.name, "t": note.at, "text": note.text, **note.fields})
+
+    # --- commands ------------------------------------------------------------------------
+
+    def _command(self, name: str, who: str) -> dict[str, Any]:
+        if name == "reload":
+            problem = self._reload()
+            return {"ok": problem is None, "text": problem or "reloaded"}
+        if name in COMMANDS:
+            return self._ask(Command(name, who, time.monotonic()))
+        if name in ("press", "release", "tap"):
+            answer = self._ask(ButtonEdge(name != "release", time.monotonic(), who))
+            if name == "tap":
+                self._loop.call_later(TAP_S, self._release, who)
+            return answer
+        return {"ok": False, "text": f"unknown command {name[:40]!r}; see voicectl --help"}
+
+    def _release(self, who: str) -> None:
+        self.dispatch(ButtonEdge(False, time.monotonic(), who))
+
+    def _ask(self, event: Command | ButtonEdge) -> dict[str, Any]:
+        self._reply = None
+        self.dispatch(event)
+        reply: Reply = self._reply or Reply(False, "no answer")
+        return {"ok": reply.ok, "text": reply.text}
+
+    def _set_reply(self, effect: Reply) -> None:
+        self._reply = effect
+
+    def _snapshot(self) -> dict[str, Any]:
+        counters = {
+            "capture_xruns": self._capture.xruns,
+            "capture_dropped_blocks": self._capture.dropped_blocks,
+            "playback_xruns": self._playback.xruns,
+            "playback_holes": self._playback.holes,
+            "control_dropped_clients": self._control.dropped_clients,
+        }
+        snapshot = self._core.snapshot()
+        return {**snapshot, "counters": snapshot["counters"] | counters}
+
+    def _reload(self) -> str | None:
+        """Apply a valid new configuration; why the old one stays, if it does."""
+        self._service.reloading()
+        problem = None
+        now = time.monotonic()
+        try:
+            new = configs.load(self._places.config)
+        except ConfigError as exc:
+            problem = str(exc)
+            self.dispatch(DeviceFault("config", "config-invalid", problem, now))
+        else:
+            old, self._config = self._config, new
+            self.dispatch(Reconfigured(new, now))
+            self._replace_edges(old, new)
+            self._read_key()
+        self._service.ready()
+        return problem
+
+    def _replace_edges(self, old: Config, new: Config) -> None:
+        if old.microphone != new.microphone:
+            self._capture.close()
+            self._capture = self._new_capture(self._core.muted)
+            self._capture.start()
+        if old.speaker != new.speaker:
+            self._playback.close()
+            self._playback = self._new_playback()
+            self._playback.start()
+        if old.button != new.button and self._button:
+            self._button.close()
+            self._button = None
+        if old.lights != new.lights and self._lights:
+            self._lights.close()
+            self._lights = None
+        self._open_pins()
+
+    # --- keepers -------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """READY once each device is held or known to be missing; a network is not waited for."""
+        try:
+            await asyncio.wait_for(self._all_met.wait(), READY_S)
+        except TimeoutError:
+            log.warning("no word of the %s yet", " and the ".join(sorted(self._awaited)))
+        self._service.ready()
+        log.info("ready: %s", self._core.snapshot()["status"])
+
+    async def _watchdog(self) -> None:
+        """Tell systemd we live, as long as both audio threads do. The loop proves itself by it."""
+        if self._service.watchdog_s is None:
+            return
+        while True:
+            stuck = [
+                name
+                for name, edge in (("capture", self._capture), ("playback", self._playback))
+                if time.monotonic() - edge.stepped_at > STUCK_S
+            ]
+            if stuck:
+                log.error("the %s thread is stuck: systemd will restart us", " and ".join(stuck))
+            else:
+                self._service.alive()
+            await asyncio.sleep(self._service.watchdog_s / 3)
+
+    async def _repair(self) -> None:
+        """Try failed pins again."""
+        while True:
+            await asyncio.sleep(REPAIR_S)
+            self._open_pins()
+
+
+_PERFORM: dict[type, Callable[[App, Any], None]] = {
+    Dial: lambda app, e: app._link.dial(e.dial, app._config.realtime, app._key),
+    CloseLink: lambda app, e: app._link.close(),
+    Send: lambda app, e: app._link.send(e.text, e.audio_frames),
+    DropUnsent: lambda app, e: app._link.drop_unsent(),
+    Play: lambda app, e: app._playback.play(e.samples, e.epoch),
+    EndPlay: lambda app, e: app._playback.end(e.epoch),
+    Flush: App._flush,
+    Show: App._show,
+    SetMuted: App._set_muted,
+    Status: lambda app, e: app._service.status(e.text),
+    Reply: App._set_reply,
+    Note: App._note,
+}

@@ -1,0 +1,909 @@
+"""The conversation: events in, effects out. The table is `turn.py`'s; here is what it means.
+
+Each event is handled in one step: what happened is turned into causes, the table says what
+follows, the actions do it, and `_settle` brings link, light, mode and uplink in line with the
+new state.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from voiced.config import Config
+from voiced.core import lights, realtime
+from voiced.core.answer import LONGEST_ANSWER_S
+from voiced.core.button import Button, Press
+from voiced.core.downlink import ASKED_S, Downlink
+from voiced.core.faults import FAULTS, HARMLESS_ERRORS, Fault, of_close, of_error
+from voiced.core.link import Link, LinkState
+from voiced.core.microphone import Change, Microphone
+from voiced.core.outbox import Outbox
+from voiced.core.session import Session
+from voiced.core.timers import Timers
+from voiced.core.turn import Action, Cause, TurnState, UnlistedCause, follow
+from voiced.core.uplink import UNHEARD_S, Turn, Uplink
+from voiced.events import (
+    BLOCK_MS,
+    WIRE_RATE,
+    AudioSent,
+    ButtonEdge,
+    CloseLink,
+    Command,
+    DeviceBack,
+    DeviceFault,
+    Dial,
+    DropUnsent,
+    Effect,
+    Event,
+    Flushed,
+    KeyState,
+    LightShown,
+    LinkClosed,
+    LinkFrame,
+    LinkOpened,
+    MicrophoneBlock,
+    Pattern,
+    PlaybackDrained,
+    PlaybackStarted,
+    Reconfigured,
+    Reply,
+    SetMuted,
+    Show,
+    Status,
+    Tick,
+)
+
+GRACE_S = 0.04
+"""After the gate closed, the server's own end of speech is given this long before zeros help."""
+
+CREATE_S = 1.0
+"""The server creates its response within milliseconds of its commit; without one, we ask."""
+
+TAIL_S = 0.1
+"""After a release, the last block is awaited this long: one period and a card's own delay."""
+
+FIRST_WORD_S = 10.0
+"""How long a press listens for a first word."""
+
+THINKING_S = 60.0
+"""Twice the longest a model has been seen to think."""
+
+
+class Conversation:
+    """The core. `handle` never blocks, and never raises for what comes from outside."""
+
+    def __init__(
+        self, config: Config, rng: random.Random, *, muted: bool = False, now: float = 0.0
+    ) -> None:
+        self._config = config
+        self.state = TurnState.IDLE
+        self.muted = muted
+        self.faults: dict[str, str] = {}
+        """Name of a present fault -> detail. The link's own is `link.fault`."""
+        self.link = Link(rng)
+        self._outbox = Outbox()
+        self._timers = Timers()
+        self._up = Uplink(config, self._outbox, self._timers)
+        self._down = Downlink(self._outbox, self._timers)
+        self._microphone = self._new_microphone()
+        self._button = Button()
+        self._pressed_at = now
+        self._pressed_into = TurnState.IDLE
+        self._asked_pattern: Pattern | None = None
+        self._shown: Pattern | None = None
+        self._refused_until = float("-inf")
+        self._status = ""
+        self._key_detail = ""
+        self._stale_session = False
+        self._tokens = {"input": 0, "output": 0, "total": 0}
+        self._counters = {"turns": 0, "unheard_turns": 0, "nonsense": 0, "unknown_events": 0}
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.state.name}, link {self.link.state.name}>"
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take one event; what is to be done about it, in this order."""
+        self._outbox.now = event.at
+        _HANDLERS[type(event)](self, event)
+        self._settle()
+        return self._outbox.take()
+
+    def deadline(self) -> float | None:
+        """When the core wants a `Tick`, or None."""
+        times = (self._timers.next(), self._button.deadline(), self.link.due)
+        return min((t for t in times if t is not None), default=None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as anyone may see it, in JSON types; docs/control.md is its contract."""
+        return {
+            "turn": self.state.value,
+            "link": self.link.state.value,
+            "light": self._shown.name if self._shown else None,
+            "muted": self.muted,
+            "faults": [
+                {"fault": name, "detail": detail, "remedy": FAULTS[name].remedy}
+                for name, detail in self._all_faults().items()
+            ],
+            "status": self._status,
+            "session": self._up.session.id or None,
+            "model": self._up.session.model or None,
+            "tokens": dict(self._tokens),
+            "counters": {**self._counters, "late_deltas": self._down.late_deltas},
+            **self.meter(),
+        }
+
+    def meter(self) -> dict[str, Any]:
+        """The part of the snapshot that changes all the time."""
+        reading = self._microphone.reading
+        levels = ("level_dbfs", "floor_dbfs", "threshold_dbfs")
+        return {
+            **{name: round(getattr(reading, name), 1) if reading else None for name in levels},
+            "gate_open": self._microphone.open,
+            "said_s": round(self._up.turn.utterance.frames / WIRE_RATE, 2),
+            "sent_s": round(self._up.frames_sent / WIRE_RATE, 2),
+            "heard_s": round(self._down.seconds_heard, 2),
+        }
+
+    @property
+    def epoch(self) -> int:
+        """The current playback epoch."""
+        return self._down.epoch
+
+    # --- causes --------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> float:
+        return self._outbox.now
+
+    @property
+    def _turn(self) -> Turn:
+        return self._up.turn
+
+    def _cause(self, cause: Cause) -> None:
+        """The one place where the state changes."""
+        try:
+            row = follow(self.state, cause)
+        except UnlistedCause as exc:
+            self._outbox.note("bug", f"unlisted cause: {exc}", logging.ERROR)
+            return
+        if row is None:
+            self._outbox.note("late", f"{cause.value} while {self.state.value}", logging.DEBUG)
+            return
+        before, (self.state, action) = self.state, row
+        if before is not self.state:
+            self._outbox.note(
+                "turn",
+                f"= {before.name} -> {self.state.name} ({cause.value})",
+                logging.INFO,
+                before=before.value,
+                turn=self.state.value,
+                cause=cause.value,
+            )
+            self._timers.cancel("ceiling")
+        _ACTIONS[action](self)
+        if before is not self.state:
+            self._set_ceiling()
+
+    def _set_ceiling(self) -> None:
+        """Every state has a way out by time alone."""
+        turn = self._config.turn
+        if self.state is TurnState.IDLE:
+            self._timers.set("hang_up", self._now + turn.hang_up_s)
+            if self._stale_session:
+                self._close_link()
+            return
+        ceiling_s = {
+            TurnState.LISTENING: FIRST_WORD_S if self._turn.by_press else turn.follow_up_s,
+            TurnState.HEARING: turn.longest_s + UNHEARD_S,
+            TurnState.THINKING: THINKING_S,
+            TurnState.SPEAKING: LONGEST_ANSWER_S + UNHEARD_S,
+        }
+        self._timers.set("ceiling", self._now + ceiling_s[self.state])
+
+    # --- actions -------------------------------------------------------------------------
+
+    def _stay(self) -> None:
+        pass
+
+    def _open(self) -> None:
+        """A press: the microphone is live with the ring's past, the link dials meanwhile."""
+        self._up.begin(self._now - self._preroll_s, by_press=True)
+        self._counters["turns"] += 1
+
+    def _follow_up(self) -> None:
+        """Listen on, hands-free; or don't, if that is not wanted or can't be."""
+        self._forget_turn()
+        self._up.begin(self._now, held=False)
+        if self._why_refused() or not self._config.turn.follow_up_s:
+            self._cause(Cause.TIMEOUT)
+        elif not self._config.gate.enabled:
+            self._cause(Cause.SPEECH)
+
+    def _hands_free(self) -> None:
+        self._turn.held = False
+        if not self._config.gate.enabled:
+            self._cause(Cause.SPEECH)
+        elif self._microphone.spoken_since(self._turn.earliest):
+            self._cause(Cause.SPEECH)
+            if not self._microphone.open:
+                self._pause()
+
+    def _held(self) -> None:
+        """The finger is the gate: all from before the press to the release."""
+        turn = self._turn
+        turn.earliest = max(turn.earliest, self._pressed_at - self._preroll_s)
+        turn.held = True
+        turn.collecting = True
+        self._collect(self._microphone.since(turn.earliest))
+
+    def _collect_speech(self) -> None:
+        turn = self._turn
+        self._timers.cancel("grace", "unheard")
+        turn.collecting = True
+        turn.padded = False
+        earliest = max(turn.earliest, turn.collected_until)
+        if self._config.gate.enabled:
+            self._collect(self._microphone.from_onset(earliest))
+        else:
+            self._collect(self._microphone.since(earliest))
+            self._timers.set("gateless", self._now + FIRST_WORD_S)
+
+    def _await_end(self) -> None:
+        """The gate closed: the silence is out, too. If the server does not see it, zeros help."""
+        self._turn.collecting = False
+        self._timers.set("grace", self._now + GRACE_S)
+
+    def _end_turn(self) -> None:
+        self._timers.cancel("grace", "unheard", "gateless")
+        if self._turn.released_at is None:
+            self._up.end_collecting()
+        else:
+            self._timers.set("tail", self._now + TAIL_S)
+
+    def _await_answer(self) -> None:
+        self._turn.ended = True
+        self._timers.cancel("grace", "unheard", "gateless")
+        self._timers.set("asked", self._now + ASKED_S)
+
+    def _go_on(self) -> None:
+        """The user speaks on before the answer sounds: it is taken back."""
+        self._cut()
+        turn = self._turn
+        turn.ended = turn.ending = turn.answered = False
+        turn.server_heard = True
+        if not turn.collecting:
+            self._await_end()
+
+    def _abandon(self) -> None:
+        self._cut()
+        self._outbox.add(DropUnsent())
+        self._up.drop()
+        self._leave()
+
+    def _retry_turn(self) -> None:
+        self._counters["unheard_turns"] += 1
+        self._outbox.note("unheard", "the server heard no speech in it", logging.INFO)
+        self._abandon()
+        self._turn.held = False
+
+    def _play(self) -> None:
+        self._forget_turn()
+        self._turn.collecting = False
+
+    def _cut(self) -> None:
+        self._forget_turn()
+        self._down.cut()
+
+    def _cut_and_listen(self) -> None:
+        self._cut()
+        self._follow_up()
+
+    def _cut_and_open(self) -> None:
+        self._cut()
+        self._open()
+
+    def _replay(self) -> None:
+        """The session that had the turn is gone: the next one gets it whole."""
+        turn = self._turn
+        self._timers.cancel("grace", "unheard", "gateless")
+        if turn.answered:
+            self._refuse("the link was lost in the middle of the answer")
+            self._cause(Cause.FAILED)
+            return
+        self._up.rewind()
+        if self.state is TurnState.THINKING:
+            turn.ending = True
+        elif not turn.collecting:
+            self._cause(Cause.END)
+
+    def _leave(self) -> None:
+        self._forget_turn()
+        self._microphone.close()
+        self._up.begin(self._now)
+
+    def _close(self) -> None:
+        self._abandon()
+        self._close_link()
+
+    def _forget_turn(self) -> None:
+        """The deadlines of a turn go with it."""
+        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail", "mode")
+
+    # --- button and commands -------------------------------------------------------------
+
+    def _on_button(self, event: ButtonEdge) -> None:
+        press = self._button.edge(event.down, event.at)
+        if press is Press.DOWN:
+            by = f" by {event.who}" if event.who else ""
+            self._outbox.note("press", f"press{by}", logging.INFO)
+        refusal = self._press(press) if press else None
+        if event.who is not None:
+            self._outbox.add(Reply(refusal is None, refusal or self.state.value))
+
+    def _press(self, press: Press) -> str | None:
+        """Act on what the finger meant; why it was turned away, if it was."""
+        if press is Press.DOWN:
+            return self._press_down()
+        if press is Press.TAP:
+            again = self._pressed_into is TurnState.LISTENING
+            self._cause(Cause.TAP_AGAIN if again else Cause.TAP)
+        elif press is Press.HOLD:
+            self._cause(Cause.HOLD)
+        else:
+            self._turn.released_at = self._now if self._turn.held else None
+            self._cause(Cause.RELEASE)
+        return None
+
+    def _press_down(self) -> str | None:
+        self._pressed_at, self._pressed_into = self._now, self.state
+        refusal = self._why_refused()
+        if refusal is None:
+            if self.link.want(self._now):
+                self._dial()
+            self._cause(Cause.PRESS)
+            return None
+        if self.state in (TurnState.THINKING, TurnState.SPEAKING):
+            self._cause(Cause.INTERRUPT)  # whatever is wrong, it can be silenced
+        self._refuse(refusal)
+        return refusal
+
+    def _why_refused(self) -> str | None:
+        """Why no turn can be taken now, with the remedy; or None."""
+        if self.muted:
+            return "muted: unmute first"
+        link = self.link
+        due = link.due is not None and self._now >= link.due
+        if link.state is LinkState.REFUSED and link.fault and not due:
+            return f"{link.fault.status}: {self._key_detail or link.fault.remedy}"
+        for name, detail in self.faults.items():
+            if name.startswith(("microphone", "speaker", "lights")):
+                return f"{FAULTS[name].status}: {detail}"
+        return None
+
+    def _refuse(self, why: str) -> None:
+        """A person is never left without a sign."""
+        self._outbox.note("refused", f"refused: {why}", logging.WARNING)
+        self._refused_until = self._now + lights.REFUSED_S
+        self._timers.set("refused", self._refused_until)
+
+    def _on_command(self, event: Command) -> None:
+        self._outbox.note("command", f"{event.name} by {event.who}", logging.INFO)
+        problem = _COMMANDS[event.name](self)
+        self._outbox.add(Reply(problem is None, problem or self.state.value))
+
+    def _interrupt(self) -> str | None:
+        if self.state not in (TurnState.THINKING, TurnState.SPEAKING):
+            return f"nothing to interrupt: {self.state.value}"
+        self._cause(Cause.INTERRUPT)
+        return None
+
+    def _hang_up(self) -> str | None:
+        self._cause(Cause.HANG_UP)
+        return None
+
+    def _mute(self) -> str | None:
+        self.muted = True
+        self._outbox.add(SetMuted(True), DropUnsent())
+        self._microphone.wipe(self._now)
+        unsent = self._turn.collecting or self._turn.utterance.unsent_frames > 0
+        self._cause(Cause.MUTE)
+        if self.state is TurnState.THINKING and unsent and not self._turn.ended:
+            self._up.drop()
+            self._cause(Cause.TIMEOUT)  # the rest of the question is wiped: no answer will come
+        return None
+
+    def _unmute(self) -> str | None:
+        self.muted = False
+        self.faults.pop("state-unreadable", None)
+        self._microphone.wipe(self._now)
+        self._outbox.add(SetMuted(False))
+        return None
+
+    # --- microphone ----------------------------------------------------------------------
+
+    def _on_block(self, event: MicrophoneBlock) -> None:
+        if self.muted or event.muted:
+            return
+        if self.state is TurnState.SPEAKING:  # half duplex
+            self._microphone.own_sound_until(event.at)
+            return
+        turn = self._turn
+        change = self._microphone.hear(event.samples, event.at)
+        if turn.collecting and (turn.held or self._microphone.open):
+            self._collect_live(event)
+        elif turn.held is False and change is Change.OPENED and self._may_open():
+            self._cause(Cause.SPEECH)
+        elif turn.held is False and change is Change.CLOSED:
+            self._pause()
+
+    def _may_open(self) -> bool:
+        """In THINKING the user may add something, unless a press has ended the turn."""
+        state = self.state
+        hearing = state in (TurnState.LISTENING, TurnState.HEARING)
+        return hearing or (state is TurnState.THINKING and self._turn.ended)
+
+    def _collect_live(self, event: MicrophoneBlock) -> None:
+        released_at = self._turn.released_at
+        if released_at is None or event.at - BLOCK_MS / 1000 <= released_at:
+            self._collect([(event.samples, event.at)])
+        if released_at is not None and event.at >= released_at:
+            self._up.end_collecting()
+
+    def _collect(self, blocks: list[tuple[Any, float]]) -> None:
+        if self._up.collect(blocks):
+            return
+        self._outbox.note("full", "the turn is as long as turn.longest_s allows", logging.WARNING)
+        self._turn.collecting = False
+        self._turn.released_at = None
+        if self.state is TurnState.HEARING:
+            self._cause(Cause.FULL)
+
+    def _pause(self) -> None:
+        if self.state is TurnState.HEARING:
+            self._cause(Cause.END if self._up.by_hand else Cause.PAUSE)
+        elif self.state is TurnState.THINKING and self._turn.ended:
+            self._turn.collecting = False
+
+    # --- link ----------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        self._up.session = Session()
+        self._outbox.add(Dial(self.link.dial))
+        self._note_link()
+
+    def _note_link(self) -> None:
+        fault = self.link.fault
+        text = f"= link {self.link.state.name}" + (f" ({fault.status})" if fault else "")
+        self._outbox.note("link", text, logging.INFO, link=self.link.state.value)
+
+    def _close_link(self) -> None:
+        """Hang up by our own will."""
+        self._stale_session = False
+        if self.link.state in _HAVE_SOCKET:
+            self._outbox.add(CloseLink())
+            self._up.session = Session()
+            self._down.lose_session()
+        if self.link.state not in (LinkState.DOWN, LinkState.REFUSED):
+            self.link.down()
+            self._note_link()
+
+    def _is_current(self, event: LinkOpened | LinkClosed | LinkFrame | AudioSent) -> bool:
+        """False for what still comes from a socket that was given up."""
+        return event.dial == self.link.dial and self.link.state in _HAVE_SOCKET
+
+    def _on_opened(self, event: LinkOpened) -> None:
+        if self._is_current(event):
+            self._outbox.note("link", "connected", logging.DEBUG)
+
+    def _on_closed(self, event: LinkClosed) -> None:
+        if self._is_current(event):
+            announced = event.fault or self._up.session.announced
+            why = " ".join(str(part) for part in (event.code, event.reason) if part)
+            self._lost(of_close(event.code, event.http_status, announced), why)
+
+    def _lost(self, fault: Fault, why: str) -> None:
+        self._up.session = Session()
+        self._down.lose_session()
+        self._timers.cancel("mode", "asked", "create")
+        self.link.lost(fault, self._now, wanted=self.state is not TurnState.IDLE)
+        level = logging.DEBUG if self.link.failures > 1 else logging.WARNING
+        self._outbox.note("link-lost", f"link lost: {fault.status} ({why})", level)
+        self._note_link()
+        refused = self.link.state is LinkState.REFUSED
+        if refused and self.state is not TurnState.IDLE:
+            self._refuse(f"{fault.status}: {fault.remedy}")
+        self._cause(Cause.REFUSED if refused else Cause.LINK_LOST)
+
+    def _give_up_socket(self, fault: str, why: str) -> None:
+        self._outbox.add(CloseLink())
+        self._lost(FAULTS[fault], why)
+
+    def _on_sent(self, event: AudioSent) -> None:
+        if self._is_current(event):
+            session = self._up.session
+            session.frames_in_flight = max(0, session.frames_in_flight - event.frames)
+
+    # --- what the server says ------------------------------------------------------------
+
+    def _on_frame(self, event: LinkFrame) -> None:
+        if not self._is_current(event):
+            return
+        if "asked" in self._timers:
+            self._timers.set("asked", self._now + ASKED_S)
+        said = realtime.decode(event.text)
+        _SERVER_HANDLERS[type(said)](self, said)
+
+    def _on_nonsense(self, said: realtime.Nonsense) -> None:
+        self._counters["nonsense"] += 1
+        level = logging.WARNING if self._counters["nonsense"] == 1 else logging.DEBUG
+        self._outbox.note("nonsense", f"the server sent nonsense: {said.detail}", level)
+
+    def _on_other(self, said: realtime.Other) -> None:
+        self._counters["unknown_events"] += said.type not in realtime.KNOWN_TYPES
+
+    def _on_session_created(self, said: realtime.SessionCreated) -> None:
+        session = self._up.session
+        session.created = True
+        session.id = said.session.id
+        session.model = said.session.model or ""
+
+    def _on_session_updated(self, said: realtime.SessionUpdated) -> None:
+        asked = self._up.session.asked
+        if asked is None:
+            return
+        self._timers.cancel("mode")
+        if realtime.server_ends(said.session) not in (None, asked.server_ends):
+            self._mode_rejected("the server kept another turn_detection")
+            return
+        self._up.session.confirm()
+        if self.link.state is LinkState.DIALLING:
+            self.link.up()
+            self._note_link()
+
+    def _mode_rejected(self, why: str) -> None:
+        if not self._up.mode_rejected(why):
+            self._give_up_socket("protocol-refused", why)
+
+    def _on_error(self, said: realtime.Error) -> None:
+        error, asked = said.error, self._up.session.asked
+        text = f"{error.code or error.type}: {(error.message or '')[:200]}"
+        level = logging.DEBUG if error.code in HARMLESS_ERRORS else logging.WARNING
+        self._outbox.note("server-error", text, level)
+        if fault := of_error(error.code):
+            self._up.session.announced = fault.name
+        elif asked and error.event_id == asked.event_id:
+            self._mode_rejected(text)
+        elif (error.event_id or "").startswith(("ask-", "commit-")):
+            self._on_ask_rejected(error.code)
+
+    def _on_ask_rejected(self, code: str | None) -> None:
+        """Our commit or our response.create did nothing."""
+        self._down.responses.disappoint()
+        if code == "conversation_already_has_active_response":
+            self._down.responses.wanted = True
+        elif self.state is TurnState.THINKING and not self._turn.answered:
+            self._cause(Cause.FAILED)
+
+    def _on_speech_started(self, _: realtime.SpeechStarted) -> None:
+        if self._up.by_hand:
+            return
+        self._turn.server_heard = True
+        self._timers.cancel("gateless")
+        if self.state is not TurnState.THINKING or self._turn.ended:
+            self._cause(Cause.HEARD)
+
+    def _on_speech_stopped(self, _: realtime.SpeechStopped) -> None:
+        if not self._up.by_hand:
+            self._cause(Cause.ENDED)
+
+    def _on_committed(self, _: realtime.Committed) -> None:
+        if self._up.by_hand:
+            return
+        if self.state in (TurnState.HEARING, TurnState.THINKING):
+            self._down.responses.expect()
+            self._timers.set("create", self._now + CREATE_S)
+        self._cause(Cause.ENDED)
+
+    def _on_created(self, said: realtime.ResponseCreated) -> None:
+        if said.response.out_of_band:
+            return
+        self._timers.cancel("create", "asked")
+        welcome = self.state is TurnState.THINKING
+        if self._down.responses.created(said.response.id, welcome=welcome):
+            self._turn.answered = True
+            self._turn.utterance.forget_sent()
+        else:
+            self._outbox.send(self._outbox.encode.cancel(said.response.id))
+
+    def _on_audio(self, said: realtime.AudioDelta) -> None:
+        try:
+            if len(said.samples) and self._down.audio(said):
+                self._cause(Cause.ANSWER)
+        except OverflowError as exc:
+            self._outbox.note("too-long", f"{exc}: it ends here", logging.ERROR)
+            self._cause(Cause.TIMEOUT)
+
+    def _on_audio_done(self, said: realtime.AudioDone) -> None:
+        self._down.audio_done(said)
+
+    def _on_done(self, said: realtime.ResponseDone) -> None:
+        response = said.response
+        answer = self._down.done(response.id)
+        if response.usage:
+            self._count(response.usage)
+        if answer is None:
+            return
+        failed = response.status in ("failed", "incomplete")
+        if failed:
+            self._outbox.note(
+                "answer-failed", f"answer {response.status}: {response.why}", logging.WARNING
+            )
+        if not answer.frames_received:
+            if failed:
+                self._refuse("the server failed to answer")
+            self._cause(Cause.FAILED if failed else Cause.NO_ANSWER)
+
+    def _count(self, usage: realtime.Usage) -> None:
+        self._tokens["input"] += usage.input_tokens
+        self._tokens["output"] += usage.output_tokens
+        self._tokens["total"] += usage.total_tokens
+        text = f"{usage.total_tokens} tokens"
+        self._outbox.note("usage", text, logging.DEBUG, tokens=dict(self._tokens))
+
+    # --- speaker -------------------------------------------------------------------------
+
+    def _on_started(self, event: PlaybackStarted) -> None:
+        self._outbox.note("sound", "first sample to the speaker", logging.DEBUG)
+
+    def _on_drained(self, event: PlaybackDrained) -> None:
+        if self._down.drained(event.epoch):
+            self._microphone.own_sound_until(self._now)
+            self._cause(Cause.DRAINED)
+
+    def _on_flushed(self, event: Flushed) -> None:
+        if event.frames_heard:
+            self._microphone.own_sound_until(event.at)
+        self._down.flushed(event)
+
+    # --- devices, key, configuration -----------------------------------------------------
+
+    def _on_fault(self, event: DeviceFault) -> None:
+        known = self.faults.get(event.fault)
+        self._clear_faults(event.device)
+        self.faults[event.fault] = event.detail
+        if known != event.detail:
+            text = f"{FAULTS[event.fault].status}: {event.detail}"
+            self._outbox.note("fault", text, logging.WARNING, fault=event.fault)
+        if event.device == "lights":
+            self._shown = None
+        if event.device == "microphone":
+            self._microphone.wipe(self._now)
+        listening = self.state in (TurnState.LISTENING, TurnState.HEARING)
+        if event.device in ("speaker", "lights") or (event.device == "microphone" and listening):
+            self._cause(Cause.DEVICE_LOST)
+
+    def _clear_faults(self, device: str) -> bool:
+        gone = [name for name in self.faults if name.startswith(device)]
+        for name in gone:
+            del self.faults[name]
+        return bool(gone)
+
+    def _on_back(self, event: DeviceBack) -> None:
+        if self._clear_faults(event.device):
+            self._outbox.note("fault-over", f"{event.device} works again", logging.INFO)
+        if event.device == "lights":
+            self._asked_pattern = None
+
+    def _on_key(self, event: KeyState) -> None:
+        self._key_detail = event.detail
+        if event.fault is None:
+            self.link.forgive()
+            return
+        self._close_link()
+        self.link.refuse(FAULTS[event.fault])
+        self._outbox.note("fault", event.detail, logging.WARNING, fault=event.fault)
+
+    def _on_reconfigured(self, event: Reconfigured) -> None:
+        before, self._config = self._config, event.config
+        self._up.config = event.config
+        self.faults.pop("config-invalid", None)
+        self.link.forgive()
+        if (before.gate, before.turn) != (event.config.gate, event.config.turn):
+            self._microphone = self._new_microphone()
+        if (before.realtime, before.turn) != (event.config.realtime, event.config.turn):
+            self._stale_session = True
+            if self.state is TurnState.IDLE:
+                self._close_link()
+
+    # --- time ----------------------------------------------------------------------------
+
+    def _on_tick(self, _: Tick) -> None:
+        while press := self._button.tick(self._now):
+            self._press(press)
+        while name := self._timers.due(self._now):
+            _TIMEOUTS[name](self)
+        if self.link.overdue(self._now):
+            self._give_up_socket("timeout", "no session in time")
+        elif self.link.tick(self._now):
+            self._dial()
+
+    def _time_ceiling(self) -> None:
+        self._cause(Cause.TIMEOUT)
+
+    def _time_hang_up(self) -> None:
+        if self.state is TurnState.IDLE:
+            self._close_link()
+
+    def _time_unheard(self) -> None:
+        """The server has all of it and its silence, and did not end the turn."""
+        if not self._turn.server_heard:
+            self._cause(Cause.UNHEARD)
+            return
+        self._turn.forced = True
+        if self.state is TurnState.HEARING:
+            self._cause(Cause.END)
+
+    def _time_gateless(self) -> None:
+        """Without a gate all is streamed; if the server hears no word in it, that's that."""
+        if self.state is TurnState.HEARING:
+            self._cause(Cause.TIMEOUT)
+
+    def _time_create(self) -> None:
+        self._down.responses.disappoint()
+        self._down.responses.wanted = self.state is TurnState.THINKING
+
+    # --- bringing everything in line -----------------------------------------------------
+
+    def _settle(self) -> None:
+        if self.state is TurnState.IDLE and self.link.state is LinkState.WAITING:
+            self.link.down()
+            self._note_link()
+        wanted = self.state is not TurnState.IDLE and self.link.state is LinkState.DOWN
+        if wanted and self.link.want(self._now):
+            self._dial()
+        self._show()
+        decided = self.state is not TurnState.IDLE and self._turn.held is not None
+        self._up.confirm_mode(decided=decided and self.state is not TurnState.SPEAKING)
+        self._send_turn()
+        self._down.ask()
+        self._tell_status()
+
+    def _show(self) -> None:
+        pattern = lights.pattern(
+            self.state,
+            self.link.state,
+            faulty=bool(self.faults),
+            muted=self.muted,
+            refused=self._now < self._refused_until,
+        )
+        if pattern is not self._asked_pattern:
+            self._asked_pattern = pattern
+            self._outbox.add(Show(pattern))
+
+    def _on_shown(self, event: LightShown) -> None:
+        self._shown = event.pattern
+        name = event.pattern.name
+        self._outbox.note("light", f"light {name}", logging.DEBUG, light=name)
+
+    def _send_turn(self) -> None:
+        """Send, if a light is known to be lit; close the turn when all is out."""
+        sending = self.state in (TurnState.HEARING, TurnState.THINKING) and not self.muted
+        lit = self._shown is not None and not self._shown.dark
+        if not (sending and lit and self._up.may_send()):
+            return
+        if self._up.is_stale:
+            self._refuse("the link came back too late for what you said")
+            self._cause(Cause.TIMEOUT)
+        elif self._up.pump():
+            try:
+                self._down.responses.wanted |= self._up.close_turn()
+            except ValueError:
+                self._cause(Cause.UNHEARD)
+
+    def _tell_status(self) -> None:
+        parts = [self.state.value, f"link {self.link.state.value}"]
+        parts += ["muted"] if self.muted else []
+        for name, detail in self._all_faults().items():
+            parts.append(f"{FAULTS[name].status}: {detail}")
+        status = " · ".join(parts)
+        if status != self._status:
+            self._status = status
+            self._outbox.add(Status(status))
+
+    def _all_faults(self) -> dict[str, str]:
+        faults = dict(self.faults)
+        if self.link.fault:
+            faults[self.link.fault.name] = self._key_detail or self.link.fault.remedy
+        return faults
+
+    @property
+    def _preroll_s(self) -> float:
+        return self._config.turn.preroll_ms / 1000
+
+    def _new_microphone(self) -> Microphone:
+        config = self._config
+        return Microphone(hangover_ms=config.turn.silence_ms, gated=config.gate.enabled)
+
+
+_HAVE_SOCKET = (LinkState.DIALLING, LinkState.UP)
+
+_C = Conversation
+
+_HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
+    ButtonEdge: _C._on_button,
+    Command: _C._on_command,
+    MicrophoneBlock: _C._on_block,
+    LinkOpened: _C._on_opened,
+    LinkClosed: _C._on_closed,
+    LinkFrame: _C._on_frame,
+    AudioSent: _C._on_sent,
+    PlaybackStarted: _C._on_started,
+    PlaybackDrained: _C._on_drained,
+    Flushed: _C._on_flushed,
+    LightShown: _C._on_shown,
+    DeviceFault: _C._on_fault,
+    DeviceBack: _C._on_back,
+    KeyState: _C._on_key,
+    Reconfigured: _C._on_reconfigured,
+    Tick: _C._on_tick,
+}
+
+_SERVER_HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
+    realtime.SessionCreated: _C._on_session_created,
+    realtime.SessionUpdated: _C._on_session_updated,
+    realtime.Error: _C._on_error,
+    realtime.SpeechStarted: _C._on_speech_started,
+    realtime.SpeechStopped: _C._on_speech_stopped,
+    realtime.Committed: _C._on_committed,
+    realtime.ResponseCreated: _C._on_created,
+    realtime.ResponseDone: _C._on_done,
+    realtime.AudioDelta: _C._on_audio,
+    realtime.AudioDone: _C._on_audio_done,
+    realtime.Other: _C._on_other,
+    realtime.Nonsense: _C._on_nonsense,
+}
+
+_COMMANDS: dict[str, Callable[[Conversation], str | None]] = {
+    "interrupt": _C._interrupt,
+    "hangup": _C._hang_up,
+    "mute": _C._mute,
+    "unmute": _C._unmute,
+}
+
+_TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
+    "ceiling": _C._time_ceiling,
+    "hang_up": _C._time_hang_up,
+    "grace": lambda c: c._up.pad(),
+    "tail": lambda c: c._up.end_collecting(),
+    "unheard": _C._time_unheard,
+    "gateless": _C._time_gateless,
+    "create": _C._time_create,
+    "asked": lambda c: c._give_up_socket("timeout", f"asked, and nothing came in {ASKED_S:.0f} s"),
+    "mode": lambda c: c._mode_rejected("no answer in time"),
+    "deletes": lambda c: c._down.delete_overdue(),
+    "refused": lambda c: None,  # the light changes when all is brought in line
+}
+
+_ACTIONS: dict[Action, Callable[[Conversation], None]] = {
+    Action.STAY: _C._stay,
+    Action.OPEN: _C._open,
+    Action.HANDS_FREE: _C._hands_free,
+    Action.HELD: _C._held,
+    Action.COLLECT: _C._collect_speech,
+    Action.AWAIT_END: _C._await_end,
+    Action.END_TURN: _C._end_turn,
+    Action.AWAIT_ANSWER: _C._await_answer,
+    Action.GO_ON: _C._go_on,
+    Action.ABANDON: _C._abandon,
+    Action.RETRY_TURN: _C._retry_turn,
+    Action.PLAY: _C._play,
+    Action.CUT: _C._cut_and_listen,
+    Action.CUT_AND_OPEN: _C._cut_and_open,
+    Action.FOLLOW_UP: _C._follow_up,
+    Action.REPLAY: _C._replay,
+    Action.LEAVE: _C._leave,
+    Action.CLOSE: _C._close,
+}

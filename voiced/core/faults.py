@@ -1,0 +1,115 @@
+"""The one table of what can go wrong: what is said, what a person can do, whether to try again.
+
+Edges and the codec only recognise; what follows from it stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Retry(Enum):
+    """When a lost or refused link is dialled again, while somebody wants it."""
+
+    SOON = "at once, then in growing steps"
+    SLOWLY = "after ten minutes"
+    NEVER = "when a person has changed something"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row. `status` is what is wrong, `remedy` what a person does; both for one line."""
+
+    name: str
+    status: str
+    remedy: str
+    retry: Retry = Retry.SOON
+
+
+_ROWS = (
+    Fault("microphone-lost", "microphone is missing", "plug it in, or set microphone.device"),
+    Fault("microphone-wrong", "microphone can't do what is configured", "see [microphone]"),
+    Fault("speaker-lost", "speaker is missing", "plug it in, or set speaker.device"),
+    Fault("speaker-wrong", "speaker can't do what is configured", "see [speaker]"),
+    Fault("button-lost", "button's pin can't be used", "see button.pin; is another program on it?"),
+    Fault("lights-lost", "lights failed, so nothing is sent", "see [lights]"),
+    Fault("mute-not-kept", "muted, but not kept over a restart", "is the disk full or read-only?"),
+    Fault("state-unreadable", "state can't be read, so it started muted", "unmute once"),
+    Fault("config-invalid", "new configuration is invalid, the old one goes on", "see the journal"),
+    Fault("key-missing", "no API key", "see the journal", Retry.NEVER),
+    Fault("key-refused", "the server refuses the API key", "give a valid key", Retry.NEVER),
+    Fault("model-refused", "the server refuses the model", "set realtime.model", Retry.NEVER),
+    Fault(
+        "protocol-refused", "the server speaks another protocol", "set realtime.url", Retry.NEVER
+    ),
+    Fault("quota", "no credit left", "top the account up", Retry.SLOWLY),
+    Fault(
+        "tls-untrusted", "the server's certificate is not trusted", "see realtime.ca_file; clock?"
+    ),
+    Fault("no-dns", "the server's name is not found", "is the network up?"),
+    Fault("no-route", "the server can't be reached", "is the network up?"),
+    Fault("timeout", "the server does not answer", "is the network up?"),
+    Fault("stalled", "the link took no more data", "is the network slow?"),
+    Fault("server-error", "the server failed", "none: it is tried again"),
+    Fault("link-lost", "the link was lost", "none: it is dialled again"),
+    Fault("session-expired", "the session reached its longest age", "none: it is dialled again"),
+)
+
+FAULTS = {row.name: row for row in _ROWS}
+
+_BY_ERROR_CODE = {
+    "invalid_api_key": "key-refused",
+    "account_deactivated": "key-refused",
+    "missing_model": "model-refused",
+    "invalid_model": "model-refused",
+    "model_not_found": "model-refused",
+    "beta_api_shape_disabled": "protocol-refused",
+    "insufficient_quota": "quota",
+    "billing_hard_limit_reached": "quota",
+    "session_expired": "session-expired",
+}
+
+_BY_CLOSE_CODE = {
+    1001: "session-expired",  # "clean" for the library, but nobody asked for it
+    1011: "server-error",
+    1012: "server-error",
+    3000: "key-refused",
+}
+
+_BY_HTTP_STATUS = {
+    401: "key-refused",
+    403: "key-refused",
+    404: "protocol-refused",
+    400: "protocol-refused",
+    402: "quota",
+}
+
+HARMLESS_ERRORS = frozenset(
+    {
+        "input_audio_buffer_commit_empty",
+        "response_cancel_not_active",
+        "item_truncate_invalid_item_id",
+        "item_delete_invalid_item_id",
+        "invalid_item_id",
+        "unsupported_content_type",
+    }
+)
+"""Codes of races that both sides run as a matter of course; no light, no sound, a debug line."""
+
+
+def of_error(code: str | None) -> Fault | None:
+    """The fault that an `error` event's code announces; None for all that leave the link be."""
+    return FAULTS.get(_BY_ERROR_CODE.get(code or "", ""))
+
+
+def of_close(code: int | None, http_status: int | None, named: str | None) -> Fault:
+    """The fault behind a closed or failed connection.
+
+    `named` is what the edge recognised (an exception) or an `error` event announced before.
+    """
+    if named:
+        return FAULTS[named]
+    if http_status is not None:
+        return FAULTS[_BY_HTTP_STATUS.get(http_status, "server-error")]
+    return FAULTS[_BY_CLOSE_CODE.get(code or 0, "link-lost")]

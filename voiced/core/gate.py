@@ -1,0 +1,209 @@
+"""The energy gate: which microphone blocks hold speech, over a noise floor it tracks itself.
+
+Six bands are watched separately, because a fan is loud in one of them and a voice in several. Each
+band's floor is the minimum of its smoothed level over three seconds: speech, however soft, pauses
+within that time and lets the minimum through; a fan does not, and becomes the floor.
+
+Pure: no clock, no device. Time is counted in blocks of 20 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE_HZ: Final = 24_000
+BLOCK_SAMPLES: Final = 480
+BLOCK_MS: Final = 20
+
+GATE_PREROLL_MS: Final = 300
+"""How far back a caller must be able to reach when the gate opens; bounds ``onset_blocks``."""
+
+SILENCE_DBFS: Final = -120.0
+"""What digital silence is said to be, instead of minus infinity."""
+
+_FFT_SAMPLES: Final = 512
+# Up to 7 kHz, since the burst that ends "left" lies above 4; from 200 Hz, above the mains hum.
+_BAND_EDGES_HZ: Final = (200, 400, 700, 1200, 2200, 4000, 7000)
+_LOWEST_POWER: Final = np.float32(10 ** (SILENCE_DBFS / 10) / 6)
+_FULL_SCALE: Final = 32_768.0
+
+_FLOOR_BLOCKS: Final = 150  # 3 s: longer than people speak without a gap, short enough to adapt
+_FLOOR_SMOOTHING: Final = np.float32(0.25)
+# In noise the minimum over 3 s lies below the mean by one standard deviation of the block levels
+# (2.8 dB in the narrow bands, 0.8 in the widest, measured on white noise). Added to the minimum, so
+# that the floor is the mean plus half a deviation: no noise block then scores 4, 1 in 100 scores 2.
+_FLOOR_BIAS_DB: Final = (4.3, 4.0, 2.8, 2.1, 1.5, 1.2)
+_FLOOR_BELOW_QUIET_DB: Final = 20.0  # no band's floor sinks further below quiet_dbfs
+_EXCESS_LIMIT_DB: Final = 15.0  # one whistling band must not open the gate
+_SCORE_SMOOTHING: Final = 0.4
+
+_NEPERS_PER_DB: Final = np.float32(math.log(10) / 10)  # of power
+
+# Three of four blocks: a click of 20 ms touches two at most.
+_OPENING_MASK: Final = 0b1111
+_OPENING_BLOCKS: Final = 3
+_ONSET_MASK: Final = (1 << (GATE_PREROLL_MS // BLOCK_MS + 1)) - 1
+_ONSET_GAP_BLOCKS: Final = 4  # the closure of a "t" or "k" lasts up to 80 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the gate makes of one block. Levels are RMS in 200-7000 Hz, 0 dBFS = full scale.
+
+    ``threshold_dbfs`` is for a meter and approximate: the level at which a sound with the
+    spectrum of the floor would count as speech. A sound in few bands needs more.
+    ``score`` is the RMS over the bands of the block's excess above the floor in dB, each 0-15: in
+    noise the end of a word shows in one or two bands, which a mean would drown.
+    ``speech``: this block is above the stay bar (gate open) or the open bar (gate closed).
+    ``open`` includes the hangover. The block that completes the hangover reads closed.
+    ``onset_blocks``: with the reading that opens the gate, how many blocks before this one the
+    speech began, as far as the gate can tell, at most ``GATE_PREROLL_MS``; otherwise 0.
+    """
+
+    level_dbfs: float
+    floor_dbfs: float
+    threshold_dbfs: float
+    score: float
+    speech: bool
+    open: bool
+    onset_blocks: int
+
+
+class Gate:
+    """Opens on speech, closes ``hangover_ms`` (rounded up to blocks) after the last of it.
+
+    Opens when three of four blocks score above ``open_score`` and lie above ``quiet_dbfs``; stays
+    while blocks score above ``stay_score``. Raises ValueError if ``hangover_ms`` is not positive or
+    ``stay_score`` exceeds ``open_score``.
+    """
+
+    def __init__(
+        self,
+        *,
+        hangover_ms: int,
+        open_score: float = 4.0,
+        stay_score: float = 2.0,
+        quiet_dbfs: float = -62.0,
+    ) -> None:
+        if hangover_ms <= 0:
+            raise ValueError(f"hangover_ms is {hangover_ms}; it must be positive")
+        if stay_score > open_score:
+            raise ValueError(f"stay_score {stay_score} exceeds open_score {open_score}; lower it")
+        self._hangover_blocks = -(-hangover_ms // BLOCK_MS)
+        self._open_score = open_score
+        self._stay_score = stay_score
+        self._quiet_dbfs = quiet_dbfs
+
+        self._window = np.hanning(BLOCK_SAMPLES + 1)[:-1].astype(np.float32)
+        # So scaled, the one-sided power of a windowed block is its mean square, 1 = full scale.
+        energy = float(np.sum(self._window**2))
+        self._window *= np.float32(math.sqrt(2.0 / (_FFT_SAMPLES * energy)) / _FULL_SCALE)
+        self._windowed = np.zeros(_FFT_SAMPLES, np.float32)
+        bins = [round(hz * _FFT_SAMPLES / RATE_HZ) for hz in _BAND_EDGES_HZ]
+        self._bins = slice(bins[0], bins[-1])
+        self._band_starts = np.array(bins[:-1]) - bins[0]
+        self._bias = np.array(_FLOOR_BIAS_DB, np.float32)
+        self._lowest_floor = np.float32(quiet_dbfs - _FLOOR_BELOW_QUIET_DB)
+        self._minima = np.empty((len(_FLOOR_BIAS_DB), _FLOOR_BLOCKS), np.float32)
+        self._smoothed = np.zeros(len(_FLOOR_BIAS_DB), np.float32)
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"<Gate {'open' if self._open else 'closed'} floor={self._floor_dbfs:.0f} dBFS>"
+
+    def reset(self) -> None:
+        """Close and forget the floor: another device, or the end of a mute."""
+        self._minima.fill(np.inf)
+        self._blocks_learned = 0
+        self._floor = np.full(len(_FLOOR_BIAS_DB), self._lowest_floor, np.float32)
+        self._floor_dbfs = _dbfs(np.exp(self._floor * _NEPERS_PER_DB))
+        self.close()
+
+    def close(self) -> None:
+        """Close at once and keep the floor: the turn ended, or our own sound begins."""
+        self._open = False
+        self._silent_blocks = 0
+        self._smoothed_score = 0.0
+        self._loud = 0  # bit n: n blocks ago counted towards opening
+        self._voiced = 0  # bit n: n blocks ago scored above the stay bar
+
+    def push(self, block: NDArray[np.int16]) -> Reading:
+        """Judge the next 20 ms, int16 of shape (480,) at 24 kHz. Raises ValueError otherwise."""
+        if block.shape != (BLOCK_SAMPLES,):
+            raise ValueError(f"a block has shape {block.shape}; it must be ({BLOCK_SAMPLES},)")
+        power = self._band_powers(block)
+        bands = np.divide(np.log(power), _NEPERS_PER_DB, dtype=np.float32)
+        if block.any():  # a muted microphone says nothing about the room
+            self._learn_floor(bands)
+        level_dbfs = max(SILENCE_DBFS, _dbfs(power))
+        excess = np.minimum(np.maximum(bands - self._floor, 0.0), _EXCESS_LIMIT_DB)
+        score = math.sqrt(float(excess @ excess) / excess.size)
+        self._smoothed_score += _SCORE_SMOOTHING * (score - self._smoothed_score)
+
+        # The block's own score alone would restart the hangover on an outlier of the noise, the
+        # smoothed one alone would linger after the end of speech.
+        above_stay = self._smoothed_score > self._stay_score and score > self._stay_score / 2
+        loud = score > self._open_score and level_dbfs > self._quiet_dbfs
+        self._loud = (self._loud << 1 | loud) & _OPENING_MASK
+        self._voiced = (self._voiced << 1 | (score > self._stay_score)) & _ONSET_MASK
+        speech = above_stay if self._open else loud
+        onset_blocks = self._advance(speech)
+        return Reading(
+            level_dbfs=level_dbfs,
+            floor_dbfs=self._floor_dbfs,
+            threshold_dbfs=max(self._quiet_dbfs, self._floor_dbfs + self._open_score),
+            score=score,
+            speech=speech,
+            open=self._open,
+            onset_blocks=onset_blocks,
+        )
+
+    def _advance(self, speech: bool) -> int:
+        """Open, hold or close; return how many blocks ago the speech began if this opened it."""
+        if not self._open:
+            self._open = self._loud.bit_count() >= _OPENING_BLOCKS
+            self._silent_blocks = 0
+            return _first_of_run(self._voiced) if self._open else 0
+        self._silent_blocks = 0 if speech else self._silent_blocks + 1
+        if self._silent_blocks >= self._hangover_blocks:
+            self.close()
+        return 0
+
+    def _band_powers(self, block: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Return the mean square of each band, 1 = full scale, never 0."""
+        np.multiply(block, self._window, out=self._windowed[:BLOCK_SAMPLES])
+        spectrum = np.fft.rfft(self._windowed)[self._bins]
+        power = np.add.reduceat((spectrum * spectrum.conj()).real, self._band_starts)
+        powers: NDArray[np.float32] = np.maximum(power, _LOWEST_POWER).astype(np.float32)
+        return powers
+
+    def _learn_floor(self, bands: NDArray[np.float32]) -> None:
+        """Follow the minimum; of a card's first block, which may be half empty, keep nothing."""
+        gain = _FLOOR_SMOOTHING if self._blocks_learned > 1 else np.float32(1.0)
+        self._smoothed += gain * (bands - self._smoothed)
+        slot = max(0, self._blocks_learned - 1) % _FLOOR_BLOCKS  # the second replaces the first
+        self._minima[:, slot] = self._smoothed
+        self._blocks_learned += 1
+        np.add(self._minima.min(axis=1), self._bias, out=self._floor)
+        np.maximum(self._floor, self._lowest_floor, out=self._floor)
+        self._floor_dbfs = _dbfs(np.exp(self._floor * _NEPERS_PER_DB))
+
+
+def _dbfs(powers: NDArray[np.float32]) -> float:
+    return 10.0 * math.log10(float(powers.sum()))
+
+
+def _first_of_run(voiced: int) -> int:
+    """Return the age in blocks of the oldest set bit that no long gap parts from bit 0."""
+    first = 0
+    for age in range(voiced.bit_length()):
+        if voiced >> age & 1:
+            if age - first > _ONSET_GAP_BLOCKS:
+                break
+            first = age
+    return first

@@ -1,0 +1,218 @@
+"""From what is said to the server: who ends the turn, what may be sent when, and its end.
+
+`pump` is the one place where audio leaves, after all its conditions: a session that accepted our
+settings, a confirmed mode, a light that is known to be lit, and no mute.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from voiced.config import Config
+from voiced.core import realtime
+from voiced.core.outbox import Outbox
+from voiced.core.session import Asked, Session
+from voiced.core.timers import Timers
+from voiced.core.utterance import Utterance
+from voiced.events import WIRE_RATE, Samples, Send
+
+CONFIRM_S = 2.0
+"""A session.update is answered within a round trip (0.1-0.3 s seen). Who waits longer for a mode
+keeps a user waiting: the turn goes out as a manual commit instead."""
+
+UNHEARD_S = 2.0
+"""All audio is out and the server has still not ended the turn: it is a second or more late."""
+
+STALE_S = 30.0
+"""What was said longer ago is not sent any more when the link is back: the user is told."""
+
+MINIMUM_COMMIT_FRAMES = WIRE_RATE // 10
+"""The server refuses to commit less than 100 ms."""
+
+CHUNK_FRAMES = WIRE_RATE // 5
+"""200 ms: the most audio in one append, so that a backlog does not hold up what follows it."""
+
+IN_FLIGHT_FRAMES = WIRE_RATE
+"""1 s: the most that is handed to the socket and not yet taken by it. The rest waits in the
+utterance, where mute can still wipe it and a new session can send it again."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What belongs to one turn and ends with it."""
+
+    earliest: float
+    """Nothing captured before this may be sent."""
+    utterance: Utterance
+    by_press: bool = False
+    held: bool | None = None
+    """None: the finger has not told yet."""
+    collecting: bool = False
+    collected_until: float = float("-inf")
+    released_at: float | None = None
+    cleared: bool = False
+    """The server's buffer, before our first append."""
+    appended: bool = False
+    padded: bool = False
+    """The zeros that help the server's VAD are in the utterance."""
+    ending: bool = False
+    """All is collected; what remains is to close the turn at the server."""
+    ended: bool = False
+    """Committed, by us or by the server."""
+    server_heard: bool = False
+    answered: bool = False
+    """The server began a response: the audio is never sent again."""
+    replay: bool = False
+    """The session that had it is gone: it goes out whole, as one commit."""
+    forced: bool = False
+    """The server heard speech but no end of it: we commit."""
+    unconfirmed: bool = False
+    """The server did not take the mode: we commit, whatever it is in."""
+
+
+class Uplink:
+    """Owns the session and the current turn's audio."""
+
+    def __init__(self, config: Config, outbox: Outbox, timers: Timers) -> None:
+        self.config = config
+        self.session = Session()
+        self.turn = Turn(0.0, Utterance(config.turn.longest_s))
+        self.frames_sent = 0
+        self._outbox = outbox
+        self._timers = timers
+
+    # --- the turn's audio ----------------------------------------------------------------
+
+    def begin(self, earliest: float, *, by_press: bool = False, held: bool | None = None) -> None:
+        """A new turn; the old one's audio is gone."""
+        utterance = Utterance(self.config.turn.longest_s)
+        self.turn = Turn(earliest, utterance, by_press=by_press, held=held)
+
+    def collect(self, blocks: list[tuple[Samples, float]]) -> bool:
+        """Take (samples, captured at) not taken before. False when the turn is as long as it may
+        be: what does not fit is not taken."""
+        turn = self.turn
+        for samples, at in blocks:
+            if at <= turn.collected_until:
+                continue
+            if not turn.utterance.extend(samples):
+                return False
+            turn.collected_until = at
+        return True
+
+    def pad(self) -> None:
+        """The silence that the server's VAD must receive to end the turn, all at once."""
+        if not self.turn.padded:
+            self.turn.padded = True
+            self.turn.utterance.pad(WIRE_RATE * self.config.turn.silence_ms // 1000)
+
+    def end_collecting(self) -> None:
+        """All of the turn is collected."""
+        self.turn.collecting = False
+        self.turn.ending = True
+        self._timers.cancel("tail")
+        if not self.by_hand:
+            self.pad()
+
+    def rewind(self) -> None:
+        """The session that had the turn is gone. It goes out whole, as one commit, on the next."""
+        turn = self.turn
+        turn.utterance.rewind()
+        turn.replay = True
+        turn.cleared = turn.appended = turn.ended = turn.padded = turn.server_heard = False
+
+    def drop(self) -> None:
+        """The turn is thrown away, at the server, too."""
+        if self.turn.appended and not self.turn.ended and self.session.configured:
+            self._outbox.send(self._outbox.encode.clear())
+
+    @property
+    def is_stale(self) -> bool:
+        """What was said waits too long already to be sent."""
+        turn = self.turn
+        waited_s = self._outbox.now - turn.collected_until
+        return not turn.appended and turn.utterance.frames > 0 and waited_s > STALE_S
+
+    # --- who ends the turn ---------------------------------------------------------------
+
+    @property
+    def by_hand(self) -> bool:
+        """True if this turn is ended by our commit, not by the server's VAD."""
+        turn = self.turn
+        ours = turn.held or turn.replay or turn.forced or turn.unconfirmed
+        return bool(ours) or self.config.turn.end == "local"
+
+    def confirm_mode(self, *, decided: bool) -> None:
+        """Make the server's turn_detection the one this turn needs; `decided`: it is known."""
+        session = self.session
+        if not session.created or session.asked:
+            return
+        settled = not decided or self.turn.unconfirmed or self._mode_is_right
+        if session.configured and settled:
+            return
+        server_ends = not self.by_hand if decided else self.config.turn.end == "server_vad"
+        detection = realtime.turn_detection(self.config, server_ends=server_ends)
+        if session.configured:
+            update = realtime.mode_update(detection)
+            self._timers.set("mode", self._outbox.now + CONFIRM_S)
+        else:
+            update = realtime.session_config(self.config, detection, optional=not session.reduced)
+        event_id = self._outbox.send(self._outbox.encode.session_update(update))
+        session.asked = Asked(event_id, server_ends)
+
+    def mode_rejected(self, why: str) -> bool:
+        """Nothing of the update was applied. A first one is tried once more without optional
+        blocks; False if that was rejected as well."""
+        session = self.session
+        hopeless = not session.configured and session.reduced
+        self.turn.unconfirmed = session.configured
+        session.reject()
+        self._timers.cancel("mode")
+        self._outbox.note("rejected", f"session.update rejected: {why}", logging.WARNING)
+        return not hopeless
+
+    # --- sending -------------------------------------------------------------------------
+
+    def may_send(self) -> bool:
+        """The session accepted our settings and the mode of this turn."""
+        session, turn = self.session, self.turn
+        if not session.configured or session.asked or turn.held is None:
+            return False
+        return turn.unconfirmed or self._mode_is_right
+
+    @property
+    def _mode_is_right(self) -> bool:
+        return self.session.server_ends == (not self.by_hand)
+
+    def pump(self) -> bool:
+        """Send what is collected, as far as the socket takes it. True if all is sent and no more
+        comes, so that the turn can be closed."""
+        turn, session = self.turn, self.session
+        if not turn.cleared and turn.utterance.unsent_frames:
+            turn.cleared = True
+            self._outbox.send(self._outbox.encode.clear())
+        while turn.utterance.unsent_frames and session.frames_in_flight < IN_FLIGHT_FRAMES:
+            pcm = turn.utterance.take(CHUNK_FRAMES)
+            text, _ = self._outbox.encode.append(pcm)
+            frames = len(pcm) // 2
+            self._outbox.add(Send(text, frames))
+            turn.appended = True
+            session.frames_in_flight += frames
+            self.frames_sent += frames
+        closing = (turn.ending or turn.padded) and not turn.ended
+        return closing and not turn.collecting and not turn.utterance.unsent_frames
+
+    def close_turn(self) -> bool:
+        """Close the turn at the server: commit, or wait for its VAD, which has its silence now.
+        True if a response has to be asked for. ValueError if there is too little to commit."""
+        turn = self.turn
+        if not self.by_hand:
+            if "unheard" not in self._timers:
+                self._timers.set("unheard", self._outbox.now + UNHEARD_S)
+            return False
+        if turn.utterance.frames < MINIMUM_COMMIT_FRAMES:
+            raise ValueError("less than 100 ms")
+        turn.ended = True
+        self._outbox.send(self._outbox.encode.commit())
+        return True

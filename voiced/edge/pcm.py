@@ -1,0 +1,102 @@
+"""Opening ALSA devices and refusing what they can't do.
+
+pyalsaaudio asks with `*_near` and ignores every refusal: a card asked for 16 kHz and six channels
+may give 48 kHz and two without a word. So what was granted is compared with what was asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import alsaaudio
+
+PERIOD_MS = 20
+"""One block of the core. Shorter periods cost wake-ups, longer ones delay the first word."""
+
+PLAYBACK_PERIODS = 6
+"""120 ms: no underrun beside two threads that burn the interpreter lock; 80 ms had 12 in 5 s."""
+
+CAPTURE_PERIODS = 10
+"""200 ms: how long the capture thread may be kept from running before the card drops samples."""
+
+
+class DeviceError(OSError):
+    """A device can't be used. `fault` names the row of `core.faults`; the text has the remedy."""
+
+    def __init__(self, fault: str, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+def open_capture(device: str, rate: int, channels: int) -> Any:
+    """A blocking S16_LE capture PCM with periods of `PERIOD_MS`. Raises DeviceError."""
+    return _open(alsaaudio.PCM_CAPTURE, alsaaudio.PCM_NORMAL, device, rate, channels)
+
+
+def open_playback(device: str, rate: int) -> tuple[Any, int]:
+    """A non-blocking S16_LE playback PCM and its number of channels, 1 or 2. Raises DeviceError.
+
+    Mono is asked for; a card that only does stereo gives that.
+    """
+    pcm = _open(alsaaudio.PCM_PLAYBACK, alsaaudio.PCM_NONBLOCK, device, rate, None)
+    return pcm, int(pcm.info()["channels"])
+
+
+def _open(kind: int, mode: int, device: str, rate: int, channels: int | None) -> Any:
+    name = "microphone" if kind == alsaaudio.PCM_CAPTURE else "speaker"
+    periods = CAPTURE_PERIODS if kind == alsaaudio.PCM_CAPTURE else PLAYBACK_PERIODS
+    try:
+        pcm = alsaaudio.PCM(
+            kind,
+            mode,
+            device=device,
+            rate=rate,
+            channels=channels or 1,
+            format=alsaaudio.PCM_FORMAT_S16_LE,
+            periodsize=rate * PERIOD_MS // 1000,
+            periods=periods,
+        )
+    except alsaaudio.ALSAAudioError as exc:
+        raise DeviceError(f"{name}-lost", _explain(name, device, str(exc))) from exc
+    problem = _refusal(name, pcm.info(), rate, channels)
+    if problem:
+        close(pcm)
+        raise DeviceError(f"{name}-wrong", f"{device}: {problem}")
+    return pcm
+
+
+def _refusal(name: str, granted: dict[str, Any], rate: int, channels: int | None) -> str | None:
+    """What the card gave instead of what was asked, with the setting that fits; or None."""
+    if granted["rate"] != rate:
+        return (
+            f"does {granted['rate']} Hz, not {rate}. "
+            f"Set {name}.rate = {granted['rate']}, or use plughw: instead of hw:"
+        )
+    has = granted["channels"]
+    if channels is not None and has != channels:
+        return f"has {has} channel(s), not {channels}. Set {name}.channels = {has}"
+    if channels is None and has not in (1, 2):
+        return f"wants {has} channels. Use plughw: instead of hw:"
+    if granted["format_name"] != "S16_LE":
+        return f"does {granted['format_name']}, not 16 bit. Use plughw: instead of hw:"
+    return None
+
+
+def _explain(name: str, device: str, text: str) -> str:
+    """pyalsaaudio's errors carry no number, only the text of one: "<text> [<device>]"."""
+    cause = text.partition(" [")[0]
+    lists = "arecord -l" if name == "microphone" else "aplay -l"
+    remedy = {
+        "Device or resource busy": f"another program holds it: fuser -v /dev/snd/*, or {lists}",
+        "Permission denied": "the user must be in the group audio",
+    }.get(cause, f"is it plugged in? `{lists}` shows what there is; see {name}.device")
+    return f"{device}: {cause}: {remedy}"
+
+
+def close(pcm: Any) -> None:
+    """Close without a sound: a playback PCM would first play out what it holds."""
+    for step in (pcm.drop, pcm.close):
+        try:
+            step()
+        except alsaaudio.ALSAAudioError:
+            pass  # gone already: that is what was wanted

@@ -1,0 +1,317 @@
+"""The speaker. One thread owns the PCM; `flush` silences it from any thread, at once.
+
+Every call to the PCM is made under one lock, and none of them waits: the PCM is non-blocking, and
+the owner sleeps on a clock, not in `write`. So whoever holds the lock sees a device with nothing
+in flight, and a flush is exact: what was heard is known to the frame, and nothing stale can
+follow it. (A blocked write would have to be dropped from under the writer, and what part of it was
+heard would be a guess; ALSA's descriptors would serve as well, but PipeWire's plugin leaves them
+readable, and a poll loop spins.)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import alsaaudio
+import numpy as np
+
+from voiced.edge import pcm as pcms
+from voiced.edge.resample import for_speaker
+from voiced.events import (
+    WIRE_RATE,
+    DeviceBack,
+    DeviceFault,
+    Flushed,
+    PlaybackDrained,
+    PlaybackStarted,
+    Samples,
+)
+
+PREBUFFER_S = 0.2
+"""An answer that trickles in starts when this much is here, or when so much time has passed: the
+holes of a network that delivers every 200 ms are filled, and nobody waits longer."""
+
+PREBUFFER_WAIT_S = 0.25
+
+IDLE_STEP_S = 1.0
+"""How often an idle owner steps, so that the watchdog sees it live."""
+
+REOPEN_S = 1.0
+"""A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
+
+Post = Callable[[DeviceBack | DeviceFault | PlaybackDrained | PlaybackStarted], None]
+
+
+class Playback:
+    """Plays what it is given, in order, and can tell how much of it was heard.
+
+    `post` is called from the owner's thread with events. An *epoch* is what lies between two
+    flushes; frames are counted from its beginning, at `WIRE_RATE`. The queue is bounded by who
+    fills it: the core ends an answer that is longer than ten minutes.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        rate: int,
+        volume: int,
+        post: Post,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        open_pcm: Callable[[str, int], tuple[Any, int]] = pcms.open_playback,
+    ) -> None:
+        self.holes = 0
+        """How often an answer had to wait for the network after it had begun to sound."""
+        self.xruns = 0
+        """How often the device ran dry while there was something to play."""
+        self.stepped_at = clock()
+        self._device, self._rate = device, rate
+        self._gain = (volume / 100) ** 2  # loudness goes with the logarithm; this is near it
+        self._post, self._clock, self._open_pcm = post, clock, open_pcm
+        self._period = rate * pcms.PERIOD_MS // 1000
+        self._resampler = for_speaker(rate)
+        self._cond = threading.Condition(threading.Lock())
+        self._pcm: Any = None
+        self._channels = 1
+        self._fault: str | None = None
+        self._open_at = clock()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._begin_epoch(0)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._queue: deque[Samples] = deque()
+        self._queued = 0  # frames in it, at WIRE_RATE
+        self._queued_at: float | None = None  # since when something waits to begin
+        self._ending = False  # nothing more comes
+        self._tail_taken = False
+        self._ready = np.empty(0, np.int16)  # resampled, not yet taken by the device
+        self._written = 0  # frames of sound the device took
+        self._silence = 0  # frames of silence it took behind them
+        self._fed = 0  # frames given to the resampler, at WIRE_RATE
+        self._sounding = False
+        self._starved = False
+
+    # --- for any thread ------------------------------------------------------------------
+
+    def play(self, samples: Samples, epoch: int) -> None:
+        """Queue int16 samples, shape (n,), at `WIRE_RATE`. Never blocks on the device."""
+        with self._cond:
+            if epoch != self._epoch:
+                if epoch < self._epoch:
+                    return  # of an answer that was cut
+                self._begin_epoch(epoch)
+            if self._queued_at is None:
+                self._queued_at = self._clock()
+            self._queue.append(samples)
+            self._queued += len(samples)
+            self._cond.notify()
+
+    def end(self, epoch: int) -> None:
+        """Nothing more comes: play out, then post `PlaybackDrained`."""
+        with self._cond:
+            if epoch == self._epoch:
+                self._ending = True
+                self._cond.notify()
+
+    def flush(self, epoch: int, cause_at: float) -> Flushed:
+        """Silence, now. Everything queued is forgotten and epoch `epoch` begins.
+
+        The frames that the device still held are read before they are dropped: after the drop
+        nobody could tell. Waits for the lock at most as long as the device takes one write
+        (0.1-0.3 ms).
+        """
+        with self._cond:
+            heard = self._heard()
+            if self._pcm and self._sounding:
+                try:
+                    self._pcm.drop()
+                except alsaaudio.ALSAAudioError as exc:
+                    self._lose(f"{self._device}: {exc}")
+            at = self._clock()
+            self._resampler.clear()
+            self._begin_epoch(epoch)
+            self._cond.notify()
+        return Flushed(at, heard, cause_at)
+
+    def start(self) -> None:
+        """Start the owner."""
+        self._thread = threading.Thread(target=self._run, name="playback", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Silence, then let go of the device. Safe twice and without `start`."""
+        with self._cond:
+            self._stopping = True
+            self._cond.notify()
+        if self._thread:
+            self._thread.join(1.0)  # a step takes milliseconds, a hung sound server for ever
+        if self._pcm and not (self._thread and self._thread.is_alive()):
+            pcms.close(self._pcm)
+            self._pcm = None
+
+    # --- the owner -----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.open_if_needed()
+            with self._cond:
+                wait_s = self.step()
+                if not self._stopping:
+                    self._cond.wait(wait_s)
+
+    def open_if_needed(self) -> None:
+        """Open a missing device when it is time to. Without the lock: it may take long."""
+        if self._pcm is not None or self._clock() < self._open_at:
+            return
+        try:
+            opened, channels = self._open_pcm(self._device, self._rate)
+        except pcms.DeviceError as exc:
+            self._open_at = self._clock() + REOPEN_S
+            self._report(exc.fault, str(exc))
+            return
+        with self._cond:
+            self._pcm, self._channels = opened, channels
+            self._fault = None
+        self._post(DeviceBack("speaker", self._clock(), self._device))
+
+    def _report(self, fault: str, detail: str) -> None:
+        if detail != self._fault:
+            self._fault = detail
+            self._post(DeviceFault("speaker", fault, detail, self._clock()))
+
+    def _lose(self, detail: str) -> None:
+        lost, self._pcm = self._pcm, None
+        pcms.close(lost)
+        self._open_at = self._clock()
+        self._report("speaker-lost", detail)
+
+    def step(self) -> float:
+        """Do what can be done without waiting; the seconds until there is more. Lock held."""
+        self.stepped_at = self._clock()
+        if self._pcm is None:
+            return max(0.0, min(IDLE_STEP_S, self._open_at - self.stepped_at))
+        try:
+            if not self._sounding or self._starved:
+                wait_s = self._wait_to_begin()
+                if wait_s is not None:
+                    return wait_s
+            return self._feed()
+        except alsaaudio.ALSAAudioError as exc:
+            self._lose(f"{self._device}: {exc}")
+            return 0.0
+
+    def _wait_to_begin(self) -> float | None:
+        """None when enough is here to begin (or to go on after a hole)."""
+        if self._queued_at is None and not self._ending:
+            return IDLE_STEP_S
+        waited_s = self._clock() - (self._queued_at or self._clock())
+        enough = self._queued >= PREBUFFER_S * WIRE_RATE
+        if enough or self._ending or (self._queued and waited_s >= PREBUFFER_WAIT_S):
+            return None
+        return max(0.001, PREBUFFER_WAIT_S - waited_s)
+
+    def _feed(self) -> float:
+        """Fill the device as far as it has room, or see the answer out."""
+        room = self._room()
+        while room >= self._period:
+            chunk = self._take(room)
+            if not len(chunk):
+                break
+            if not self._sounding:
+                self._sounding = True
+                self._post(PlaybackStarted(self._clock()))
+            self._starved = False
+            taken = self._write(chunk)
+            self._ready = self._ready[taken:]
+            self._written += taken
+            room -= taken
+            if taken < len(chunk):
+                break
+        if len(self._ready) or self._queue:
+            return max(0.001, (self._period - self._room()) / self._rate)
+        if self._ending:
+            return self._see_out()
+        return self._starve()
+
+    def _take(self, room: int) -> Samples:
+        """Up to `room` frames that are ready; more is resampled as needed."""
+        while len(self._ready) < room and self._queue:
+            samples = self._queue.popleft()
+            self._queued -= len(samples)
+            self._fed += len(samples)
+            self._add_ready(self._resampler.push(samples))
+        if len(self._ready) < room and self._ending and not self._tail_taken:
+            self._tail_taken = True
+            self._add_ready(self._resampler.finish())
+        return self._ready[:room]
+
+    def _add_ready(self, samples: Samples) -> None:
+        if self._gain != 1.0:
+            samples = np.rint(samples * self._gain).astype(np.int16)
+        self._ready = np.concatenate((self._ready, samples)) if len(self._ready) else samples
+
+    def _write(self, mono: Samples) -> int:
+        """Frames the device took. It returns -EPIPE once after an underrun, and takes nothing."""
+        frames = mono if self._channels == 1 else np.repeat(mono, self._channels)
+        data = frames.astype("<i2", copy=False).tobytes()
+        taken = self._pcm.write(data)
+        if taken < 0:
+            taken = self._pcm.write(data)
+        return max(0, int(taken))
+
+    def _room(self) -> int:
+        """Frames the device would take now. After an underrun that is all it has."""
+        avail = int(self._pcm.avail())
+        size = int(self._pcm.info()["buffer_size"])
+        if avail >= 0 and self._pcm.state() != alsaaudio.PCM_STATE_XRUN:
+            return min(avail, size)
+        if avail < 0 and avail != -32:
+            raise alsaaudio.ALSAAudioError(f"error {-avail}")
+        return size
+
+    def _pending(self) -> int:
+        """Frames the device holds and has not played yet."""
+        return int(self._pcm.info()["buffer_size"]) - self._room()
+
+    def _heard(self) -> int:
+        """Frames heard since the epoch began, at `WIRE_RATE`."""
+        if not self._sounding or self._pcm is None:
+            return 0
+        try:
+            played = self._written + self._silence - self._pending()
+        except alsaaudio.ALSAAudioError:
+            played = self._written
+        played = min(max(played, 0), self._written)
+        return min(played * WIRE_RATE // self._rate, self._fed)
+
+    def _starve(self) -> float:
+        """All that came is written and more is to come: a hole, if the device runs dry."""
+        self._queued_at = None
+        pending = self._pending()
+        if pending:
+            return max(0.001, pending / self._rate)
+        if not self._starved:
+            self._starved = True
+            self.holes += 1
+        return IDLE_STEP_S
+
+    def _see_out(self) -> float:
+        """Behind the last sample: silence, so that the device ends on it, then drop."""
+        if self._sounding and self._silence < 2 * self._period:
+            self._silence += self._write(np.zeros(2 * self._period - self._silence, np.int16))
+        pending = self._pending() if self._sounding else 0
+        if pending > self._silence:
+            return max(0.001, (pending - self._silence) / self._rate)
+        if self._sounding:
+            self._pcm.drop()
+        self._resampler.clear()
+        epoch = self._epoch
+        self._begin_epoch(epoch)
+        self._post(PlaybackDrained(self._clock(), epoch))
+        return IDLE_STEP_S
