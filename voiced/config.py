@@ -219,6 +219,8 @@ def _explain(text: str, data: dict[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "{...}"
+    if isinstance(value, float):
+        return repr(value)  # JSON has no nan
     return msgspec.json.encode(value, enc_hook=str).decode()[:80]
 
 
@@ -252,7 +254,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
                 f"channel {channel} does not exist: microphone.channels = {mic.channels} "
                 f"has channels 0 to {mic.channels - 1}",
             )
-    if re.match(r"(plug:)?(default|sysdefault|dmix)\b", speaker.device):
+    if re.match(r"""(plug:(SLAVE=)?['"]?)?(default|sysdefault|dmix)\b""", speaker.device):
         yield (
             "speaker.device",
             speaker.device,
@@ -282,7 +284,7 @@ def url_problem(url: str) -> str | None:
         host, _ = parts.hostname, parts.port
     except ValueError as exc:
         return f"not an address: {exc}"
-    if parts.scheme not in ("ws", "wss") or not host:
+    if not url.startswith(("ws://", "wss://")) or not host:
         return "must begin with wss:// (or ws:// for a server in the house)"
     if parts.username or parts.query or parts.fragment:
         return "must have no user, ? or # part: the key and the model have their own settings"
@@ -348,7 +350,7 @@ def _first_line(path: Path, *, missing_ok: bool) -> str:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096).decode("ascii", "replace").strip()
+            text = file.read(4096).decode("utf-8", "replace").strip()
     except OSError as exc:
         if missing_ok and isinstance(exc, FileNotFoundError):
             return ""
@@ -361,6 +363,6 @@ def _first_line(path: Path, *, missing_ok: bool) -> str:
             f"realtime.api_key_file = {path}: can be read by others (mode {mode:04o}). "
             f"Run: chmod 600 {path}, and think of the key as known"
         )
-    if not text.isprintable() or " " in text:
+    if not (text.isascii() and text.isprintable()) or " " in text:
         raise KeyMissing(f"{path}: holds no key: a key is one line of printable characters")
     return text

@@ -42,6 +42,8 @@ class Answer:
         self.playhead = Playhead()
         self.frames_received = 0
         self.complete = False
+        self.orphaned = False
+        """Its session is gone: nobody is there to be told what was heard of it."""
         self._parts: dict[tuple[int, int], _Part] = {}
 
     def __repr__(self) -> str:

@@ -213,6 +213,9 @@ class Conversation:
         self._up.begin(self._now - self._preroll_s, by_press=True)
         self._counters["turns"] += 1
 
+    def _await_finger(self) -> None:
+        self._turn.held = None
+
     def _follow_up(self) -> None:
         """Listen on, hands-free; or don't, if that is not wanted or can't be."""
         self._forget_turn()
@@ -572,9 +575,10 @@ class Conversation:
         text = f"{error.code or error.type}: {(error.message or '')[:200]}"
         level = logging.DEBUG if error.code in HARMLESS_ERRORS else logging.WARNING
         self._outbox.note("server-error", text, level)
+        about_session = error.event_id is None and (error.param or "").startswith("session")
         if fault := of_error(error.code):
             self._up.session.announced = fault.name
-        elif asked and error.event_id == asked.event_id:
+        elif asked and (error.event_id == asked.event_id or about_session):
             self._mode_rejected(text)
         elif (error.event_id or "").startswith(("ask-", "commit-")):
             self._on_ask_rejected(error.code)
@@ -890,6 +894,7 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
 _ACTIONS: dict[Action, Callable[[Conversation], None]] = {
     Action.STAY: _C._stay,
     Action.OPEN: _C._open,
+    Action.AWAIT_FINGER: _C._await_finger,
     Action.HANDS_FREE: _C._hands_free,
     Action.HELD: _C._held,
     Action.COLLECT: _C._collect_speech,

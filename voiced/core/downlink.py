@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from voiced.core import realtime
 from voiced.core.answer import Answer, Piece, Responses
 from voiced.core.outbox import Outbox
+from voiced.core.playhead import Heard
 from voiced.core.timers import Timers
 from voiced.events import WIRE_RATE, EndPlay, Flush, Flushed, Play
 
@@ -90,6 +91,7 @@ class Downlink:
         self._timers.cancel("deletes")
         if live and live.frames_received:
             self.responses.live = live
+            live.orphaned = True
             self.complete(live)
 
     # --- asking --------------------------------------------------------------------------
@@ -122,6 +124,20 @@ class Downlink:
         answer = cut.answer
         self.frames_heard += event.frames_heard
         heard = answer.playhead.heard(event.frames_heard)
+        if not answer.orphaned:
+            self._tell(cut, heard)
+        took_ms = (event.at - event.cause_at) * 1000
+        self._outbox.note(
+            "flushed",
+            f"silent {took_ms:.1f} ms after the cause",
+            logging.INFO,
+            cause_at=event.cause_at,
+            dropped_at=event.at,
+            heard_ms={part.item_id: part.heard_ms for part in heard},
+        )
+
+    def _tell(self, cut: _Cut, heard: list[Heard]) -> None:
+        answer = cut.answer
         sounded = {part.item_id for part in heard if part.heard_ms}
         for part in heard:
             if part.heard_ms and not part.complete:
@@ -135,15 +151,6 @@ class Downlink:
             self._timers.set("deletes", self._outbox.now + DELETE_S)
         else:
             self._delete(unheard)
-        took_ms = (event.at - event.cause_at) * 1000
-        self._outbox.note(
-            "flushed",
-            f"silent {took_ms:.1f} ms after the cause",
-            logging.INFO,
-            cause_at=event.cause_at,
-            dropped_at=event.at,
-            heard_ms={part.item_id: part.heard_ms for part in heard},
-        )
 
     def delete_overdue(self) -> None:
         """The response they belong to never ended: delete now."""

@@ -58,6 +58,7 @@ class Action(Enum):
 
     STAY = "nothing"
     OPEN = "open a turn, dial"
+    AWAIT_FINGER = "a tap will hang up, a hold will talk"
     HANDS_FREE = "the gate and the server find the end"
     HELD = "send all from before the press"
     COLLECT = "send from before the onset"
@@ -92,7 +93,7 @@ TABLE: dict[TurnState, dict[Cause, tuple[TurnState, Action]]] = {
         _C.DEVICE_LOST: (_S.IDLE, _A.STAY),
     },
     _S.LISTENING: {
-        _C.PRESS: (_S.LISTENING, _A.STAY),  # a tap hangs up, a hold talks: the finger will tell
+        _C.PRESS: (_S.LISTENING, _A.AWAIT_FINGER),
         _C.TAP: (_S.LISTENING, _A.HANDS_FREE),
         _C.TAP_AGAIN: (_S.IDLE, _A.LEAVE),
         _C.HOLD: (_S.HEARING, _A.HELD),

@@ -18,6 +18,8 @@ MAX_BEHIND = 64 * 1024
 """Bytes a client may leave unread; a slower one is dropped, so that it holds up nobody."""
 
 METER_MIN_MS = 50
+METER_MAX_MS = 60_000
+"""The meter's period is brought between these two."""
 
 Answer = dict[str, Any]
 Handler = Callable[[str, str], Answer]
@@ -50,16 +52,15 @@ class Control:
             raise ControlError(f"{self._path}: another voiced is running; stop it, or use --socket")
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._path.unlink(missing_ok=True)
             old = os.umask(0o117)
-            try:
+            try:  # asyncio replaces a socket left by a crash, and nothing but a socket
                 self._server = await asyncio.start_unix_server(
                     self._serve, str(self._path), limit=MAX_LINE
                 )
             finally:
                 os.umask(old)
         except OSError as exc:
-            raise ControlError(f"{self._path}: {exc.strerror}; use --socket") from exc
+            raise ControlError(f"{self._path}: {exc.strerror or exc}; use --socket") from exc
 
     def close(self) -> None:
         """Stop listening and drop the clients. Safe twice and without `open`."""
@@ -81,6 +82,9 @@ class Control:
         if not client.send(line):
             self.dropped_clients += 1
 
+    def _tell_meter(self, client: _Client) -> None:
+        self._send(client, _line({"meter": self._meter()}))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Client(writer)
         if len(self._clients) >= MAX_CLIENTS:
@@ -92,8 +96,10 @@ class Control:
             client.send(_line({"version": VERSION, "snapshot": self._snapshot()}))
             while line := await reader.readline():
                 self._send(client, _line(self._answer(client, line)))
-        except (ValueError, OSError):
-            pass  # a line without end, or the client is gone
+        except ValueError:
+            client.send(_line({"error": f"a line is longer than {MAX_LINE} bytes"}))
+        except OSError:
+            pass  # the client is gone
         finally:
             self._clients.discard(client)
             client.drop()
@@ -107,7 +113,7 @@ class Control:
         if command == "status":
             return {"ok": True, "snapshot": self._snapshot()}
         if command == "watch":
-            client.measure(request.get("meter_ms"), self._meter)
+            client.measure(request.get("meter_ms"), self._tell_meter)
             return {"ok": True, "text": "watching"}
         return self._handle(str(command), client.who)
 
@@ -129,20 +135,24 @@ class _Client:
         return True
 
     def drop(self) -> None:
+        """Hang up. What a slow client has not read is thrown away: it would keep its place."""
         if self._timer:
             self._timer.cancel()
-        self._writer.close()
+        if self._writer.transport.get_write_buffer_size():
+            self._writer.transport.abort()
+        else:
+            self._writer.close()
 
-    def measure(self, period_ms: Any, meter: Callable[[], dict[str, Any]]) -> None:
-        """Send the meter every `period_ms`; None or 0 ends it."""
+    def measure(self, period_ms: Any, tell: Callable[[_Client], None]) -> None:
+        """Tell the meter now and every `period_ms`; None or 0 ends it."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
         if not isinstance(period_ms, int) or period_ms <= 0 or self._writer.is_closing():
             return
-        self.send(_line({"meter": meter()}))
-        delay_s = max(period_ms, METER_MIN_MS) / 1000
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self.measure, period_ms, meter)
+        tell(self)
+        delay_s = min(max(period_ms, METER_MIN_MS), METER_MAX_MS) / 1000
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self.measure, period_ms, tell)
 
 
 def _line(message: dict[str, Any]) -> bytes:
@@ -163,6 +173,8 @@ def _is_served(path: Path) -> bool:
         probe.settimeout(0.5)
         try:
             probe.connect(str(path))
+        except (BlockingIOError, TimeoutError):
+            return True  # too busy to accept, but there
         except OSError:
             return False
         return True

@@ -218,7 +218,8 @@ class Playback:
 
     def _feed(self) -> float:
         """Fill the device as far as it has room, or see the answer out."""
-        room = self._room()
+        # A period of the buffer stays free: PulseAudio's plugin takes full for empty.
+        room = self._room() - self._period
         while room >= self._period:
             chunk = self._take(room)
             if not len(chunk):
@@ -234,7 +235,7 @@ class Playback:
             if taken < len(chunk):
                 break
         if len(self._ready) or self._queue:
-            return max(0.001, (self._period - self._room()) / self._rate)
+            return max(0.001, (2 * self._period - self._room()) / self._rate)
         if self._ending:
             return self._see_out()
         return self._starve()

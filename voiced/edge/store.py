@@ -34,12 +34,14 @@ class Store:
             return False
         except OSError as exc:
             raise StateError(f"{self._path}: {exc.strerror}") from exc
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise StateError(f"{self._path}: not a state file of voiced: {exc}") from exc
         if not isinstance(schema, int) or schema > SCHEMA:
             self._newer = True
             raise StateError(f"{self._path}: written by a newer voiced (schema {schema})")
-        return bool(muted)
+        if not isinstance(muted, bool):
+            raise StateError(f"{self._path}: not a state file of voiced: muted is {muted!r}")
+        return muted
 
     def save_muted(self, muted: bool) -> None:
         """Keep the choice. Blocks on the disk. Raises StateError."""

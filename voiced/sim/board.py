@@ -133,9 +133,12 @@ class Board(MockFactory):  # type: ignore[misc]  # gpiozero has no types
             self._accept, sock=self._listener, limit=LINE_BYTES
         )
         await self._stopped.wait()
-        server.close()
+        # What is half accepted when a server closes, or is cancelled, leaves its socket open.
+        for listener in server.sockets:
+            self._loop.remove_reader(listener.fileno())
         accepting = asyncio.all_tasks() - {asyncio.current_task()} - set(self._clients)
-        await asyncio.gather(*accepting, return_exceptions=True)  # cancelled, they'd leave sockets
+        await asyncio.gather(*accepting, return_exceptions=True)
+        server.close()
         clients = list(self._clients)
         for client in clients:
             self._clients[client].transport.abort()

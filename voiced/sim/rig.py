@@ -565,8 +565,9 @@ class Mouth(_Stream):
             written = 0
             while not self._stop.is_set():
                 self._note_heard(written - _queued(pcm))
-                # It starts with the first write: a full buffer gives it a head start.
-                frames = self._period if written else self._period * MOUTH_PERIODS
+                # It starts with the first write, so that one is long. Not the whole buffer: ALSA's
+                # pulse plugin would then take full for empty, and avail() stays wrong for good.
+                frames = self._period if written else self._period * (MOUTH_PERIODS - 1)
                 sound = self._mix(written, frames)
                 written += max(0, pcm.write(sound.tobytes()))  # < 0: underrun, again
 

@@ -1,0 +1,776 @@
+"""Whole turns in simulated time, against the built-in server's own rules."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from tests.core.world import APPEND, World, voice
+from tests.sim.openai_types import check_client_event
+from voiced.config import Config, Gate, Turn
+from voiced.core.link import LinkState
+from voiced.core.turn import TurnState
+from voiced.events import (
+    WIRE_RATE,
+    DeviceBack,
+    DeviceFault,
+    KeyState,
+    LinkClosed,
+    LinkFrame,
+    Reconfigured,
+)
+from voiced.sim.realtime_session import Script
+
+LOCAL = Config(turn=Turn(end="local"))
+QUESTION = voice(1.5)
+
+
+def find(needle: np.ndarray, haystack: np.ndarray) -> int:
+    """Where the one is in the other, by correlation; -1 if it is not."""
+    spectrum = np.fft.rfft(haystack.astype(float), 2 * len(haystack))
+    other = np.fft.rfft(needle.astype(float), 2 * len(haystack))
+    match = np.fft.irfft(spectrum * np.conj(other))[: len(haystack)]
+    place = int(np.argmax(match))
+    part = haystack[place : place + len(needle)].astype(float)
+    if len(part) < len(needle):
+        return -1
+    likeness = part @ needle / (np.linalg.norm(part) * np.linalg.norm(needle.astype(float)) + 1)
+    return place if likeness > 0.95 else -1
+
+
+def count_of(needle: np.ndarray, haystack: np.ndarray) -> int:
+    """How often it is in there, one after the other."""
+    times = 0
+    while (place := find(needle, haystack)) >= 0:
+        times += 1
+        haystack = haystack.copy()
+        haystack[place : place + len(needle)] = 0
+    return times
+
+
+def asked(world: World, at: float = 105.0, *, hold: bool = False) -> World:
+    """Run until the answer to one question sounds."""
+    world.run(at - world.now - 1)
+    world.press(at)
+    world.say(QUESTION, at + 0.2)
+    world.release(at + 1.9 if hold else at + 0.1)
+    return world.until_state(TurnState.SPEAKING)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("config", [Config(), LOCAL], ids=["server_vad", "local"])
+def test_a_turn_is_heard_answered_and_played(config: Config, hold: bool) -> None:
+    world = asked(World(config), hold=hold)
+    world.until_state(TurnState.LISTENING)
+    assert world.states == ["listening", "hearing", "thinking", "speaking", "listening"]
+    assert find(QUESTION, world.appended()) >= 0
+    assert find(QUESTION, world.heard) >= 0
+    assert world.verdict.violations == []
+
+
+@pytest.mark.parametrize("config", [Config(), LOCAL], ids=["server_vad", "local"])
+def test_a_conversation_ends_in_idle_and_hangs_up(config: Config) -> None:
+    world = asked(World(config)).until_state(TurnState.IDLE)
+    assert world.core.link.state is LinkState.UP
+    world.run(config.turn.hang_up_s + 1)
+    assert world.core.link.state is LinkState.DOWN
+    assert world.lights[-1][1] == "dark"
+
+
+def test_everything_sent_is_of_the_openai_packages_types() -> None:
+    for hold in (False, True):
+        world = asked(World(), hold=hold)
+        world.command("interrupt", world.now + 0.5)
+        world.run(3)
+        for _, event in world.sent:
+            check_client_event(event)
+        assert {"session.update", APPEND, "conversation.item.truncate"} <= set(
+            world.types(audio=True)
+        )
+
+
+def test_the_first_update_sets_all_that_servers_default_differently() -> None:
+    session = asked(World()).events("session.update")[0]["session"]
+    assert session["audio"]["output"] == {
+        "format": {"type": "audio/pcm", "rate": 24000},
+        "voice": "marin",
+        "speed": 1.0,
+    }
+    assert session["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 600
+    assert session["audio"]["input"]["turn_detection"]["interrupt_response"] is False
+    assert session["audio"]["input"]["transcription"] is None
+    assert session["output_modalities"] == ["audio"]
+
+
+def test_push_to_talk_survives_serialisation_as_null() -> None:
+    update = asked(World(), hold=True).events("session.update")[1]
+    assert update["session"]["audio"]["input"] == {"turn_detection": None}
+
+
+# --- the first word ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_what_was_said_up_to_the_preroll_before_the_press_is_sent(hold: bool) -> None:
+    world = World()
+    world.run(4)
+    world.say(QUESTION, 104.75)
+    world.press(105.0)
+    world.release(106.8 if hold else 105.1)
+    world.until_state(TurnState.SPEAKING)
+    assert find(QUESTION, world.appended()) >= 0
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("preroll_ms", [0, 100, 500])
+def test_nothing_older_than_the_preroll_is_ever_sent(hold: bool, preroll_ms: int) -> None:
+    world = World(Config(turn=Turn(preroll_ms=preroll_ms)))
+    world.run(3)
+    marker = voice(4.0, seed=5)
+    world.say(marker, 103.5)
+    world.press(105.0)
+    world.release(107.8 if hold else 105.1)
+    world.until_state(TurnState.SPEAKING)
+    sent = world.appended()
+    secret = marker[: round((1.5 - preroll_ms / 1000) * WIRE_RATE)]
+    piece = secret[-2400:]
+    assert find(piece, sent) < 0
+    told = marker[len(secret) + 480 : len(secret) + 480 + 4800]
+    assert find(told, sent) >= 0
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_dial_of_three_seconds_loses_no_word(hold: bool) -> None:
+    world = asked(World(dial_s=3.0), hold=hold)
+    assert count_of(QUESTION, world.appended()) == 1
+    world.until_state(TurnState.LISTENING)
+    assert find(QUESTION, world.heard) >= 0
+    assert world.verdict.violations == []
+
+
+@pytest.mark.parametrize("config", [Config(), LOCAL], ids=["server_vad", "local"])
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_link_lost_in_mid_utterance_loses_no_word(config: Config, hold: bool) -> None:
+    world = World(config)
+    world.run(4)
+    world.press(105.0)
+    world.say(QUESTION, 105.2)
+    world.release(106.9 if hold else 105.1)
+    world.at(106.2, world.drop_link)
+    world.until_state(TurnState.SPEAKING)
+    world.until_state(TurnState.LISTENING)
+    assert len(world.dials) == 2
+    assert find(QUESTION, world.heard) >= 0
+    assert len(world.events("input_audio_buffer.commit")) == 1
+    assert world.verdict.violations == []
+
+
+def test_a_link_lost_while_thinking_asks_again_on_the_next() -> None:
+    world = World(script=Script(think_ms=2000))
+    world.filter = lambda e: None if e["type"] == "response.created" else e
+    world.run(4)
+    world.press(105.0)
+    world.release(105.1)
+    world.say(QUESTION, 105.2)
+    world.until_state(TurnState.THINKING)
+    world.filter = lambda e: e
+    world.drop_link()
+    world.until_state(TurnState.SPEAKING)
+    world.until_state(TurnState.LISTENING)
+    assert find(QUESTION, world.heard) >= 0
+
+
+def test_an_answered_question_is_not_asked_again() -> None:
+    world = World(script=Script(think_ms=2000))
+    world.run(4)
+    world.press(105.0)
+    world.release(105.1)
+    world.say(QUESTION, 105.2)
+    world.until_state(TurnState.THINKING)
+    world.run(0.5)
+    world.drop_link()
+    world.run(5)
+    assert count_of(QUESTION, world.appended()) == 1
+    assert "refused" in [name for _, name in world.lights]
+
+
+def test_what_was_said_too_long_ago_is_not_sent_and_the_user_is_told() -> None:
+    world = World()
+    world.refuse_until = 145.0
+    world.run(4)
+    world.press(105.0)
+    world.release(105.1)
+    world.say(QUESTION, 105.2)
+    world.run(55)
+    assert world.events(APPEND) == []
+    assert "refused" in [name for _, name in world.lights]
+
+
+# --- the end of a turn ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [Config(), LOCAL], ids=["server_vad", "local"])
+def test_a_pause_for_thought_shorter_than_silence_ms_ends_nothing(config: Config) -> None:
+    world = World(config)
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.say(QUESTION, 105.2 + 1.5 + 0.5)
+    world.until_state(TurnState.SPEAKING)
+    assert len([t for t, e in world.received if e["type"].endswith("committed")]) == 1
+    assert count_of(QUESTION, world.appended()) == 2
+
+
+def test_a_noisy_room_is_closed_with_zeros() -> None:
+    """The server's VAD takes this room for speech: only digital silence ends the turn."""
+    world = World(script=Script(vad_dbfs=-60.0), noise_rms=200.0)
+    asked(world)
+    zeros = [e for e in world.events(APPEND) if set(e["audio"]) <= set("A=")]
+    assert zeros
+    committed = next(t for t, e in world.received if e["type"].endswith("committed"))
+    assert committed - 106.7 < 0.9
+
+
+def test_silence_is_never_streamed() -> None:
+    world = asked(World()).until_state(TurnState.LISTENING)
+    before = len(world.sent)
+    world.run(6)
+    assert [e["type"] for _, e in world.sent[before:] if e["type"] == APPEND] == []
+    world.until_state(TurnState.IDLE)
+    world.run(50)
+    assert len(world.sent) <= before + 2
+
+
+def test_a_server_that_hears_nothing_is_cleared_and_listened_on() -> None:
+    world = World(script=Script(vad_dbfs=0.0))
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.until_state(TurnState.HEARING)
+    world.until_state(TurnState.LISTENING)
+    assert world.types()[-1] == "input_audio_buffer.clear"
+    assert world.core.snapshot()["counters"]["unheard_turns"] == 1
+
+
+def test_a_server_that_hears_no_end_gets_a_commit_and_the_vad_back() -> None:
+    world = World()
+    world.filter = lambda e: (
+        None
+        if e["type"].split(".")[-1] in ("speech_stopped", "committed", "added", "done", "created")
+        and "session" not in e["type"]
+        else e
+    )
+
+    class Deaf(list):
+        pass
+
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.run(until=lambda: "input_audio_buffer.commit" in world.types())
+    kinds = world.types()
+    update, commit = kinds.index("session.update", 1), kinds.index("input_audio_buffer.commit")
+    assert update < commit
+
+
+def test_a_server_that_forgets_its_response_is_asked_once() -> None:
+    script = Script()
+    world = World(script=script)
+
+    def forget(event: dict) -> dict | None:
+        if event["type"] == "session.updated":  # as if it had taken create_response
+            assert world.server
+            world.server.config["audio"]["input"]["turn_detection"]["create_response"] = False
+        return event
+
+    world.filter = forget
+    asked(world)
+    assert len(world.events("response.create")) == 1
+
+
+def test_the_longest_turn_ends_by_itself_and_is_answered() -> None:
+    world = World(Config(turn=Turn(longest_s=5)))
+    world.run(4)
+    world.press(105.0)
+    world.say(voice(20), 105.2)
+    world.until_state(TurnState.SPEAKING)
+    assert world.now < 112
+    assert len(world.appended()) <= 5 * WIRE_RATE
+
+
+def test_without_a_gate_all_is_sent_from_the_press_on() -> None:
+    world = asked(World(Config(gate=Gate(enabled=False))))
+    assert find(QUESTION, world.appended()) >= 0
+    first = world.first_append_at()
+    assert first < 105.6  # before the gate could have opened: the mode was known at the release
+
+
+def test_without_a_gate_a_press_with_nothing_said_ends() -> None:
+    world = World(Config(gate=Gate(enabled=False)))
+    world.run(4)
+    world.tap(105.0)
+    world.run(14)
+    assert world.core.state is TurnState.IDLE
+    assert world.events("response.create") == []
+
+
+# --- silence -------------------------------------------------------------------------------
+
+
+def test_a_press_while_it_speaks_silences_truncates_and_listens() -> None:
+    world = asked(World())
+    world.run(0.7)
+    world.press()
+    world.run(0.0)
+    assert world.core.state is TurnState.LISTENING
+    heard_ms = len(world.heard) * 1000 // WIRE_RATE
+    world.run(0.2)
+    (cut,) = world.events("conversation.item.truncate")
+    assert cut["audio_end_ms"] == heard_ms
+    assert world.verdict.violations == []
+
+
+def test_a_cut_before_the_answer_is_complete_cancels_it_too() -> None:
+    world = asked(World(script=Script(pace=1.2)))
+    world.run(0.5)
+    world.command("interrupt")
+    world.run(1)
+    kinds = world.types()
+    assert kinds.index("conversation.item.truncate") < kinds.index("response.cancel")
+    assert world.verdict.violations == []
+    assert world.verdict.races == 0
+
+
+def test_late_deltas_of_a_cancelled_answer_stay_silent() -> None:
+    world = asked(World(script=Script(pace=1.2, late_deltas=5)))
+    world.run(0.5)
+    world.command("interrupt")
+    world.run(0.0)
+    heard = len(world.heard)
+    world.run(3)
+    assert len(world.heard) == heard
+    assert world.core.snapshot()["counters"]["late_deltas"] >= 5
+
+
+def test_the_answer_after_a_cut_starts_with_its_own_first_sample() -> None:
+    world = asked(World(script=Script(pace=1.2, late_deltas=5)))
+    world.run(0.5)
+    other = voice(1.2, seed=9)
+    world.tap(world.now)
+    world.say(other, world.now + 0.3)
+    before = world.now
+    world.until_state(TurnState.LISTENING).until_state(TurnState.SPEAKING)
+    world.until_state(TurnState.LISTENING)
+    assert before < world.now
+    second = world.heard[-round(2.5 * WIRE_RATE) :]
+    assert find(other, second) >= 0
+    assert world.verdict.violations == []
+
+
+def test_a_press_before_the_response_exists_kills_it_when_it_comes() -> None:
+    world = World(script=Script(think_ms=500))
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.until_state(TurnState.THINKING)
+    world.press()
+    world.run(0.0)
+    world.release(world.now + 0.1)
+    world.run(3)
+    assert len(world.heard) == 0
+    assert world.verdict.violations == []
+
+
+def test_several_items_are_played_in_order_and_cut_one_by_one() -> None:
+    world = asked(World(script=Script(items=3, pace=0)))
+    world.run(0.9)
+    world.command("interrupt")
+    world.run(3)
+    assert len(world.events("conversation.item.truncate")) == 1
+    assert len(world.events("conversation.item.delete")) == 1
+    assert world.verdict.violations == []
+
+
+def test_overlapping_items_sound_one_after_the_other() -> None:
+    world = asked(World(script=Script(items=2))).until_state(TurnState.LISTENING)
+    assert find(QUESTION, world.heard) >= 0
+
+
+def test_response_done_before_the_end_of_the_sound_changes_nothing() -> None:
+    world = asked(World(script=Script(pace=0)))
+    done = next(t for t, e in world.received if e["type"] == "response.done")
+    world.until_state(TurnState.LISTENING)
+    assert world.now > done + 1.5
+    assert world.events("conversation.item.truncate") == []
+
+
+def test_hang_up_silences_and_closes() -> None:
+    world = asked(World())
+    world.command("hangup")
+    world.run(0.0)
+    assert world.core.state is TurnState.IDLE
+    assert world.core.link.state is LinkState.DOWN
+    heard = len(world.heard)
+    world.run(2)
+    assert len(world.heard) == heard
+
+
+def test_a_function_call_without_words_listens_on() -> None:
+    from voiced.sim.realtime_session import Call
+
+    world = World(script=Script(call=Call("set_timer", '{"seconds":600}')))
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.until_state(TurnState.THINKING).until_state(TurnState.LISTENING)
+
+
+# --- the button ----------------------------------------------------------------------------
+
+
+def test_a_tap_with_nothing_said_hangs_up() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.tap(107.0)
+    world.run(3.2)
+    assert world.states == ["listening", "idle"]
+    assert world.events(APPEND) == []
+
+
+def test_a_hold_in_the_follow_up_window_talks() -> None:
+    world = asked(World()).until_state(TurnState.LISTENING)
+    at = world.now + 1
+    world.press(at)
+    world.say(QUESTION, at + 0.2)
+    world.release(at + 1.9)
+    world.until_state(TurnState.SPEAKING)
+    assert world.events("input_audio_buffer.commit")
+    assert world.verdict.violations == []
+
+
+def test_a_press_in_mid_speech_ends_the_turn_now() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.say(voice(6), 105.2)
+    world.press(107.0)
+    world.release(107.1)
+    world.run(3.05)
+    assert world.core.state is TurnState.THINKING
+    world.until_state(TurnState.SPEAKING)
+    assert world.now < 108.5
+    assert world.verdict.violations == []
+
+
+def test_a_follow_up_needs_no_press() -> None:
+    world = asked(World()).until_state(TurnState.LISTENING)
+    other = voice(1.0, seed=3)
+    world.say(other, world.now + 1)
+    world.until_state(TurnState.SPEAKING)
+    assert find(other, world.appended()) >= 0
+    assert world.verdict.violations == []
+
+
+def test_no_follow_up_if_not_wanted() -> None:
+    world = asked(World(Config(turn=Turn(follow_up_s=0)))).until_state(TurnState.IDLE)
+    assert world.states[-2:] == ["listening", "idle"]
+
+
+# --- lights and mute -----------------------------------------------------------------------
+
+
+def test_the_light_is_on_before_the_first_append() -> None:
+    world = asked(World())
+    lit = next(t for t, name in world.lights if name != "dark")
+    assert lit <= world.first_append_at()
+
+
+def test_nothing_is_sent_if_the_light_does_not_come_on() -> None:
+    world = World()
+    world.run(4)
+    world.lights_work = False
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.run(4)
+    assert world.events(APPEND) == []
+
+
+def test_lights_that_fail_in_a_turn_end_it_and_refuse_the_next_press() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.say(voice(5), 105.2)
+    world.until_state(TurnState.HEARING)
+    world.give(DeviceFault("lights", "lights-lost", "GPIO27", world.now))
+    sent = len(world.events(APPEND))
+    world.run(2)
+    assert world.core.state is TurnState.IDLE
+    assert len(world.events(APPEND)) == sent
+    world.tap()
+    world.run(1)
+    assert world.core.state is TurnState.IDLE
+
+
+def test_mute_in_mid_speech_sends_nothing_more_and_takes_back_what_was_sent() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.say(voice(4), 105.2)
+    world.command("mute", 106.5)
+    world.run(10)
+    assert world.core.state is TurnState.IDLE
+    assert world.types()[-1] == "input_audio_buffer.clear"
+    assert all(t <= 106.5 for t, e in world.sent if e["type"] == APPEND)
+    assert world.events("response.create") == []
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_preroll_never_reaches_back_over_a_mute(hold: bool) -> None:
+    world = World(muted=True)
+    secret = voice(3, seed=4)
+    world.run(3)
+    world.say(secret, 103.5)
+    world.command("unmute", 104.9)
+    world.press(105.0)
+    world.release(107.5 if hold else 105.1)
+    world.run(8)
+    sent = world.appended()
+    before = round(1.4 * WIRE_RATE)
+    assert find(secret[before - 4800 : before - 480], sent) < 0
+    assert find(secret[before + 960 : before + 9600], sent) >= 0
+
+
+def test_preroll_never_reaches_back_over_our_own_playback() -> None:
+    """The microphone hears the speaker; a hold right after the answer must not send that."""
+    world = asked(World())
+    echo = voice(6, seed=8)
+    world.say(echo, world.now)
+    began = world.now
+    world.until_state(TurnState.LISTENING)
+    before = len(world.appended())
+    over = world.now
+    world.press(over + 0.05)
+    world.release(over + 1.0)
+    world.run(2)
+    sent = world.appended()[before:]
+    edge = round((over - began) * WIRE_RATE)
+    assert len(sent) > 0
+    assert find(echo[edge - 4800 : edge - 480], sent) < 0
+
+
+def test_a_muted_press_is_refused_with_a_light() -> None:
+    world = World(muted=True)
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.2)
+    world.run(5)
+    assert world.sent == []
+    assert [name for _, name in world.lights][-3:] == ["muted", "refused", "muted"]
+
+
+def test_a_muted_device_can_still_be_silenced() -> None:
+    world = asked(World())
+    world.command("mute")
+    world.run(0.3)
+    assert world.core.state is TurnState.SPEAKING
+    world.press()
+    world.run(0.0)
+    assert world.core.state is TurnState.IDLE
+
+
+# --- the link ------------------------------------------------------------------------------
+
+
+def test_a_missing_key_refuses_and_a_new_one_forgives() -> None:
+    world = World()
+    world.give(KeyState("key-missing", world.now, "no API key: set it"))
+    world.tap(101.0)
+    world.run(2)
+    assert world.dials == []
+    assert "no API key" in world.statuses[-1]
+    world.give(KeyState(None, world.now))
+    world.tap()
+    world.run(1)
+    assert len(world.dials) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "state"),
+    [
+        (3000, "invalid_request_error.invalid_api_key", LinkState.REFUSED),
+        (1001, "Your session hit the maximum duration of 60 minutes.", LinkState.WAITING),
+        (1000, "", LinkState.WAITING),
+        (1006, "", LinkState.WAITING),
+        (1011, "", LinkState.WAITING),
+        (None, "", LinkState.WAITING),
+    ],
+)
+def test_what_a_close_means(code: int | None, reason: str, state: LinkState) -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.run(until=lambda: world.core.link.state is LinkState.UP)
+    world.drop_link(code, reason)
+    assert world.core.link.state is state
+
+
+def test_an_error_before_the_close_tells_more_than_its_code() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.run(until=lambda: world.core.link.state is LinkState.UP)
+    error = {"type": "error", "error": {"type": "insufficient_quota", "code": "insufficient_quota"}}
+    world.give(LinkFrame(json.dumps(error), world.now, 1))
+    world.drop_link(1013)
+    assert world.core.link.state is LinkState.REFUSED
+    assert world.core.link.due is not None  # ten minutes later a press may try again
+
+
+def test_idle_and_down_is_in_service_and_dials_nothing() -> None:
+    world = asked(World()).until_state(TurnState.IDLE)
+    world.drop_link()
+    dials = len(world.dials)
+    world.run(30)
+    assert len(world.dials) == dials
+    assert world.core.link.state is LinkState.DOWN
+
+
+def test_frames_of_a_dead_socket_change_nothing() -> None:
+    world = asked(World())
+    world.give(LinkFrame('{"type":"session.created","session":{"id":"x"}}', world.now, 0))
+    world.give(LinkClosed(world.now, 0, 1006))
+    assert world.core.link.state is LinkState.UP
+
+
+def test_a_server_that_says_nothing_is_given_up_and_redialled() -> None:
+    world = World()
+    world.filter = lambda e: None if "response" in e["type"] else e
+    world.run(4)
+    world.press(105.0)
+    world.release(106.9)
+    world.say(QUESTION, 105.2)
+    world.run(until=lambda: len(world.dials) == 2)
+    assert 10 < world.now - 106.9 < 12
+
+
+def test_a_rejected_first_update_is_tried_without_its_optional_blocks() -> None:
+    world = asked(World(script=Script(refuse_params=("session.reasoning",))))
+    first, second = world.events("session.update")[:2]
+    assert "reasoning" in first["session"]
+    assert "reasoning" not in second["session"]
+
+
+def test_a_server_of_another_protocol_is_refused() -> None:
+    world = World(script=Script(refuse_params=("session.audio",)))
+    world.run(4)
+    world.tap(105.0)
+    world.run(3)
+    assert world.core.link.state is LinkState.REFUSED
+    assert "another protocol" in world.statuses[-1]
+
+
+def test_a_mode_that_is_not_confirmed_becomes_a_commit() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.run(until=lambda: world.core.link.state is LinkState.UP)
+    world.run(12)
+    assert world.core.state is TurnState.IDLE
+    world.filter = lambda e: None if e["type"] == "session.updated" else e
+    at = world.now + 1
+    world.press(at)
+    world.say(QUESTION, at + 0.2)
+    world.release(at + 1.9)
+    world.until_state(TurnState.SPEAKING)
+    assert world.events("input_audio_buffer.commit")
+    assert find(QUESTION, world.appended()) >= 0
+
+
+def test_a_new_configuration_takes_effect_with_the_next_session() -> None:
+    world = asked(World()).until_state(TurnState.LISTENING)
+    world.give(Reconfigured(Config(turn=Turn(silence_ms=900)), world.now))
+    world.until_state(TurnState.IDLE)
+    assert world.core.link.state is LinkState.DOWN
+    asked(world, world.now + 2)
+    vad = world.events("session.update")[-1]["session"]["audio"]["input"]["turn_detection"]
+    assert vad["silence_duration_ms"] == 900
+
+
+# --- devices -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["microphone", "speaker"])
+def test_a_lost_device_refuses_presses_until_it_is_back(device: str) -> None:
+    world = World()
+    world.run(4)
+    world.give(DeviceFault(device, f"{device}-lost", "hw:1: No such device", world.now))  # type: ignore[arg-type]
+    world.tap()
+    world.run(0.3)
+    assert world.core.state is TurnState.IDLE
+    assert world.lights[-1][1] == "refused"
+    assert "No such device" in world.statuses[-1]
+    world.give(DeviceBack(device, world.now))  # type: ignore[arg-type]
+    world.run(2)
+    asked(world, world.now + 2)
+
+
+def test_a_microphone_lost_while_it_speaks_lets_it_speak_on() -> None:
+    world = asked(World())
+    world.give(DeviceFault("microphone", "microphone-lost", "gone", world.now))
+    assert world.core.state is TurnState.SPEAKING
+    world.until_state(TurnState.IDLE)
+    assert find(QUESTION, world.heard) >= 0
+
+
+def test_a_link_lost_while_it_speaks_plays_what_came() -> None:
+    world = asked(World(script=Script(pace=0)))
+    world.drop_link()
+    world.until_state(TurnState.LISTENING)
+    assert find(QUESTION, world.heard) >= 0
+
+
+# --- anything, in any order ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_orderings_never_break_a_rule(seed: int) -> None:
+    """10,000 random moves in all: fingers, voices, drops, mutes, server tricks. The world's own
+    checks are the assertions; at the end, left alone, every device comes to rest in IDLE."""
+    rng = random.Random(seed)
+    ends = ["server_vad", "local"]
+    script = Script(
+        items=rng.choice([1, 2, 3]),
+        pace=rng.choice([0, 1.2, 20]),
+        late_deltas=rng.choice([0, 3]),
+        think_ms=rng.choice([0, 300, 1500]),
+    )
+    config = Config(
+        turn=Turn(end=rng.choice(ends), follow_up_s=rng.choice([0, 3.0])),  # type: ignore[arg-type]
+        gate=Gate(),
+    )
+    world = World(config, script, dial_s=rng.choice([0.05, 1.0]))
+    for _ in range(500):
+        move = rng.random()
+        if move < 0.35:
+            world.press() if rng.random() < 0.5 else world.release()
+        elif move < 0.5:
+            world.say(voice(rng.uniform(0.2, 1.5), seed), world.now + rng.uniform(0, 0.5))
+        elif move < 0.6:
+            world.command(rng.choice(["interrupt", "hangup", "mute", "unmute", "unmute"]))
+        elif move < 0.63:
+            world.drop_link(rng.choice([1000, 1001, 1006, 1011, None]))
+        elif move < 0.65:
+            device = rng.choice(["microphone", "speaker", "lights"])
+            world.give(DeviceFault(device, f"{device}-lost", "gone", world.now))  # type: ignore[arg-type]
+            world.run(rng.uniform(0, 0.5))
+            world.give(DeviceBack(device, world.now))  # type: ignore[arg-type]
+        world.run(rng.choice([0.0, 0.01, 0.1, 0.5, 1.0]))
+    world.command("unmute")
+    world.release()
+    world.run(200)
+    assert world.core.state is TurnState.IDLE
+    assert world.core.link.state is LinkState.DOWN
+    asked(world, world.now + 3)
+    assert [v["text"] for v in world.verdict.violations] == []
