@@ -77,6 +77,7 @@ class Playback:
         self._cond = threading.Condition(threading.Lock())
         self._pcm: Any = None
         self._channels = 1
+        self._size = 0  # of the device's buffer, in its frames
         self._fault: str | None = None
         self._open_at = clock()
         self._stopping = False
@@ -95,7 +96,8 @@ class Playback:
         self._silence = 0  # frames of silence it took behind them
         self._fed = 0  # frames given to the resampler, at WIRE_RATE
         self._sounding = False
-        self._starved = False
+        self._exhausted = False  # the device has all there is
+        self._starved = False  # and has played it, while more is to come
 
     # --- for any thread ------------------------------------------------------------------
 
@@ -177,6 +179,7 @@ class Playback:
             return
         with self._cond:
             self._pcm, self._channels = opened, channels
+            self._size = int(opened.info()["buffer_size"])
             self._fault = None
         self._post(DeviceBack("speaker", self._clock(), self._device))
 
@@ -197,6 +200,8 @@ class Playback:
         if self._pcm is None:
             return max(0.0, min(IDLE_STEP_S, self._open_at - self.stepped_at))
         try:
+            if self._sounding and not self._starved:
+                self._note_dry()
             if not self._sounding or self._starved:
                 wait_s = self._wait_to_begin()
                 if wait_s is not None:
@@ -227,7 +232,7 @@ class Playback:
             if not self._sounding:
                 self._sounding = True
                 self._post(PlaybackStarted(self._clock()))
-            self._starved = False
+            self._starved = self._exhausted = False
             taken = self._write(chunk)
             self._ready = self._ready[taken:]
             self._written += taken
@@ -237,6 +242,7 @@ class Playback:
         if len(self._ready) or self._queue:
             return max(0.001, (2 * self._period - self._room()) / self._rate)
         if self._ending:
+            self._exhausted = True
             return self._see_out()
         return self._starve()
 
@@ -269,16 +275,15 @@ class Playback:
     def _room(self) -> int:
         """Frames the device would take now. After an underrun that is all it has."""
         avail = int(self._pcm.avail())
-        size = int(self._pcm.info()["buffer_size"])
         if avail >= 0 and self._pcm.state() != alsaaudio.PCM_STATE_XRUN:
-            return min(avail, size)
+            return min(avail, self._size)
         if avail < 0 and avail != -32:
             raise alsaaudio.ALSAAudioError(f"error {-avail}")
-        return size
+        return self._size
 
     def _pending(self) -> int:
         """Frames the device holds and has not played yet."""
-        return int(self._pcm.info()["buffer_size"]) - self._room()
+        return self._size - self._room()
 
     def _heard(self) -> int:
         """Frames heard since the epoch began, at `WIRE_RATE`."""
@@ -291,16 +296,21 @@ class Playback:
         played = min(max(played, 0), self._written)
         return min(played * WIRE_RATE // self._rate, self._fed)
 
-    def _starve(self) -> float:
-        """All that came is written and more is to come: a hole, if the device runs dry."""
-        self._queued_at = None
-        pending = self._pending()
-        if pending:
-            return max(0.001, pending / self._rate)
-        if not self._starved:
-            self._starved = True
+    def _note_dry(self) -> None:
+        """Tell a hole in the answer, which is the network's, from an underrun, which is ours."""
+        if self._pending() or (self._exhausted and self._ending):
+            return
+        if self._exhausted:
             self.holes += 1
-        return IDLE_STEP_S
+            self._starved = True
+        else:
+            self.xruns += 1
+
+    def _starve(self) -> float:
+        """The device has all that came, and more is to come."""
+        self._exhausted = True
+        self._queued_at = None
+        return max(0.001, self._pending() / self._rate)
 
     def _see_out(self) -> float:
         """Behind the last sample: silence, so that the device ends on it, then drop."""
