@@ -23,7 +23,7 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +58,7 @@ STOP_S = 4.0
 
 LOWEST_DBFS = -80
 EVENTS_KEPT = 100
-SMALLEST = (40, 12)
-"""Columns and lines; on less only the beginning is seen."""
+"""Older ones are forgotten; few are on the screen anyway."""
 
 Colour = tuple[float, float, float]
 
@@ -173,8 +172,8 @@ def render(state: State, width: int, height: int, style: Style = Style()) -> lis
     keys = " " + _KEYS.format(say="s say the question   " if state.can_say else "")
     room = max(0, height - len(body) - 2)
     events = [f" {line}" for line in state.events][-room:] if room else []
-    lines = [*body, *events, *[""] * (room - len(events)), "─" * width, keys]
-    lines = [line[:width] for line in lines[:height]]
+    lines = [*body, *events, *[""] * (room - len(events)), "─" * width]
+    lines = [line[:width] for line in [*lines[: height - 1], keys]]
     if not style.unicode:
         lines = [line.translate(_ASCII) for line in lines]
     return [_paint(line, state.light) for line in lines] if style.colour else lines
@@ -432,7 +431,7 @@ class Trial:
         self._state, self._sound = state, sound
         self._connection, self._finger = connection, finger
         self._pins: dict[int, float | None] = {}
-        self._keys = {
+        self._keys: dict[str, Callable[[], None]] = {
             " ": self._tap,
             "h": self._hold,
             "s": self._say,

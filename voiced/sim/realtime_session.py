@@ -286,7 +286,7 @@ class RealtimeSession:
     def _handle(self, event: ce.ClientEvent, raw: dict[str, Any]) -> None:
         match event:
             case ce.SessionUpdate():
-                self._update(raw["session"])
+                self._update(raw["session"], raw.get("event_id"))
             case ce.BufferAppend():
                 self._append(event)
             case ce.BufferCommit():
@@ -349,10 +349,12 @@ class RealtimeSession:
             "include": None,
         }
 
-    def _update(self, wish: dict[str, Any]) -> None:
+    def _update(self, wish: dict[str, Any], event_id: str | None) -> None:
         if refused := self._refused_by_script(wish):
             # This server lacks the parameter; a client cannot know that beforehand.
-            self._error(_unknown_parameter(refused))
+            error = _unknown_parameter(refused)
+            error.event_id = event_id
+            self._error(error)
             return
         self._check_update(wish)
         before = copy.deepcopy(self.config)
