@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class App:
         self._config, self._places = config, places
         self._service = Service()
         self._store = Store(places.state)
+        self._disk = ThreadPoolExecutor(1, "disk")  # one at a time, in order
         self._key: Secret | None = None
         self._events: deque[Event] = deque()
         self._handling = False
@@ -106,8 +108,10 @@ class App:
             await self._control.open()
             self._begin(muted)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._announce())
-                keepers = [tasks.create_task(self._watchdog()), tasks.create_task(self._repair())]
+                keepers = [
+                    tasks.create_task(keeper())
+                    for keeper in (self._announce, self._watchdog, self._repair)
+                ]
                 await self._stop.wait()
                 for task in keepers:
                     task.cancel()
@@ -160,7 +164,7 @@ class App:
         now = time.monotonic()
         if self._lights is None:
             try:
-                self._lights = Lights(self._config.lights)
+                self._lights = Lights(self._config.lights, self._lights_failed)
                 self.dispatch(DeviceBack("lights", now))
             except DeviceError as exc:
                 self.dispatch(DeviceFault("lights", exc.fault, str(exc), now))
@@ -193,6 +197,7 @@ class App:
         await self._link.closed()
         self._capture.close()
         self._playback.close()
+        self._disk.shutdown(wait=False)
 
     # --- events in -----------------------------------------------------------------------
 
@@ -260,9 +265,16 @@ class App:
         else:
             self._events.appendleft(LightShown(effect.pattern, now))
 
+    def _lights_failed(self, exc: DeviceError) -> None:
+        """In a later step of a pattern."""
+        if self._lights:
+            self._lights.close()
+            self._lights = None
+        self.dispatch(DeviceFault("lights", exc.fault, str(exc), time.monotonic()))
+
     def _set_muted(self, effect: SetMuted) -> None:
         self._capture.set_muted(effect.muted)
-        self._loop.run_in_executor(None, self._keep_muted, effect.muted)
+        self._loop.run_in_executor(self._disk, self._keep_muted, effect.muted)
 
     def _keep_muted(self, muted: bool) -> None:
         try:
@@ -280,6 +292,8 @@ class App:
     # --- commands ------------------------------------------------------------------------
 
     def _command(self, name: str, who: str) -> dict[str, Any]:
+        if name in ("reload", "release"):
+            log.info("%s by %s", name, who)
         if name == "reload":
             problem = self._reload()
             return {"ok": problem is None, "text": problem or "reloaded"}
@@ -339,12 +353,16 @@ class App:
             self._capture = self._new_capture(self._core.muted)
             self._capture.start()
         if old.speaker != new.speaker:
+            detail = "the configuration changed"  # an answer would never end on another device
+            self.dispatch(DeviceFault("speaker", "speaker-lost", detail, time.monotonic()))
             self._playback.close()
             self._playback = self._new_playback()
             self._playback.start()
-        if old.button != new.button and self._button:
-            self._button.close()
-            self._button = None
+        if old.button != new.button:
+            if self._button:
+                self._button.close()
+                self._button = None
+            self.dispatch(DeviceBack("button", time.monotonic()))  # a fault was of the old pin
         if old.lights != new.lights and self._lights:
             self._lights.close()
             self._lights = None

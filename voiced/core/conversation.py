@@ -343,6 +343,8 @@ class Conversation:
             by = f" by {event.who}" if event.who else ""
             self._outbox.note("press", f"press{by}", logging.INFO)
         refusal = self._press(press) if press else None
+        if event.down and press is None:
+            refusal = "the button is down already: release it first"
         if event.who is not None:
             self._outbox.add(Reply(refusal is None, refusal or self.state.value))
 

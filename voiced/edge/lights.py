@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import gpiozero
@@ -17,11 +18,14 @@ Colour = tuple[float, float, float]
 class Lights:
     """Shows patterns on the configured pins; with `kind = "none"`, on nothing.
 
+    `failed` is called if a later step of a pattern can't be shown.
+
     Raises:
         DeviceError: the pins can't be used; also from `show`.
     """
 
-    def __init__(self, settings: config.Lights) -> None:
+    def __init__(self, settings: config.Lights, failed: Callable[[DeviceError], None]) -> None:
+        self._failed = failed
         self._kind = settings.kind
         self._pins = settings.pins
         self._later: asyncio.TimerHandle | None = None
@@ -57,7 +61,13 @@ class Lights:
         if len(pattern.steps) > 1:
             following = (index + 1) % len(pattern.steps)
             loop = asyncio.get_running_loop()
-            self._later = loop.call_later(duration_ms / 1000, self._step, pattern, following)
+            self._later = loop.call_later(duration_ms / 1000, self._go_on, pattern, following)
+
+    def _go_on(self, pattern: Pattern, index: int) -> None:
+        try:
+            self._step(pattern, index)
+        except DeviceError as exc:
+            self._failed(exc)
 
     def _value(self, colour: Colour) -> float | Colour:
         if self._kind == "rgb":

@@ -73,8 +73,8 @@ class Link:
 
     def close(self) -> None:
         """Give the socket up, with all that is queued for it. It posts nothing any more."""
-        if self._socket and self._socket.task:
-            self._socket.task.cancel()
+        if self._socket:
+            self._socket.give_up()
         self._socket = None
 
     async def closed(self) -> None:
@@ -91,9 +91,9 @@ class Link:
         except InvalidStatus as exc:
             status = exc.response.status_code
             closed = LinkClosed(0, sock.serial, reason=f"HTTP {status}", http_status=status)
-        except (OSError, InvalidHandshake, InvalidURI, ssl.SSLError) as exc:
+        except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
             closed = LinkClosed(0, sock.serial, reason=str(exc)[:200], fault=_fault(exc))
-        self._post(
+        sock.post(
             LinkClosed(
                 time.monotonic(),
                 sock.serial,
@@ -122,7 +122,7 @@ class Link:
         )
         try:
             _prepare(ws, settings)
-            self._post(LinkOpened(time.monotonic(), sock.serial))
+            sock.post(LinkOpened(time.monotonic(), sock.serial))
             return await sock.converse(ws)
         finally:
             await _say_goodbye(ws)
@@ -130,9 +130,13 @@ class Link:
     async def _context(self, ca_file: str) -> ssl.SSLContext:
         """Reading the authorities takes 20 ms here and 300 on a small board: once, in a thread."""
         if ca_file not in self._contexts:
-            self._contexts[ca_file] = await asyncio.to_thread(
-                ssl.create_default_context, cafile=ca_file or None
-            )
+            try:
+                self._contexts[ca_file] = await asyncio.to_thread(
+                    ssl.create_default_context, cafile=ca_file or None
+                )
+            except OSError as exc:  # no file, or no certificate in it: nobody can be trusted
+                text = f"realtime.ca_file = {ca_file}: {exc.strerror}"
+                raise ssl.SSLCertVerificationError(exc.errno, text) from exc
         return self._contexts[ca_file]
 
 
@@ -145,27 +149,46 @@ class _Socket:
         self._post = post
         self._unsent: deque[tuple[bytes, int]] = deque()
         self._waiting = asyncio.Event()
+        self._ws: ClientConnection | None = None
         self._stalled = False
+        self._given_up = False
+
+    def post(self, event: LinkOpened | LinkClosed | LinkFrame | AudioSent) -> None:
+        if not self._given_up:
+            self._post(event)
+
+    def give_up(self) -> None:
+        """Cancelling reaches the tasks only in the loop's next round: be silent from now on."""
+        self._given_up = True
+        self._unsent.clear()
+        if self.task:
+            self.task.cancel()
 
     def queue(self, text: bytes, audio_frames: int) -> None:
-        self._stalled |= len(self._unsent) >= MAX_UNSENT
-        if not self._stalled:
+        if len(self._unsent) < MAX_UNSENT:
             self._unsent.append((text, audio_frames))
-        self._waiting.set()
+            self._waiting.set()
+            return
+        self._stalled = True
+        if self._ws:
+            self._ws.transport.abort()  # from here: the writer waits for the socket
 
     def drop_audio(self) -> None:
         dropped = sum(frames for _, frames in self._unsent)
         self._unsent = deque(entry for entry in self._unsent if not entry[1])
         if dropped:
-            self._post(AudioSent(dropped, time.monotonic(), self.serial))
+            self.post(AudioSent(dropped, time.monotonic(), self.serial))
 
     async def converse(self, ws: ClientConnection) -> LinkClosed:
         """Read and write until the connection ends, whoever ends it and however."""
+        if self._stalled:
+            return LinkClosed(0, self.serial, fault="stalled")
+        self._ws = ws
         writer = asyncio.create_task(self._write(ws))
         try:
             while True:
                 text = await ws.recv()
-                self._post(LinkFrame(text, time.monotonic(), self.serial))
+                self.post(LinkFrame(text, time.monotonic(), self.serial))
         except ConnectionClosed as exc:
             if self._stalled:
                 return LinkClosed(0, self.serial, fault="stalled")
@@ -179,15 +202,14 @@ class _Socket:
 
     async def _write(self, ws: ClientConnection) -> None:
         try:
-            while not self._stalled:
+            while True:
                 await self._waiting.wait()
                 self._waiting.clear()
                 while self._unsent:
                     text, frames = self._unsent.popleft()
                     await ws.send(text, text=True)
                     if frames:
-                        self._post(AudioSent(frames, time.monotonic(), self.serial))
-            ws.transport.abort()
+                        self.post(AudioSent(frames, time.monotonic(), self.serial))
         except ConnectionClosed:
             pass  # the reader sees it, too, and tells
 
@@ -214,8 +236,9 @@ async def _say_goodbye(ws: ClientConnection) -> None:
 def _fault(exc: Exception) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return "tls-untrusted"
-    if isinstance(exc, socket.gaierror):
+    if isinstance(exc, socket.gaierror | UnicodeError):  # of a name that can't be one
         return "no-dns"
     if isinstance(exc, TimeoutError):
         return "timeout"
-    return "server-error" if isinstance(exc, InvalidHandshake) else "no-route"
+    spoke = isinstance(exc, InvalidHandshake | ssl.SSLError)
+    return "server-error" if spoke else "no-route"

@@ -4,47 +4,71 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
+from collections import deque
 
-from systemd import daemon, journal
+from systemd import journal
 
 log = logging.getLogger(__name__)
 
 
+UNSENT = 16
+"""States that wait because systemd reads slowly. A newer status replaces the one that waits; when
+it is full the oldest is dropped. `alive` tries again, so a busy systemd is only told late."""
+
+
 class Service:
-    """Tells systemd how it goes. Without systemd every call is harmless."""
+    """Tells systemd how it goes, and never waits for it. Without systemd nothing happens.
+
+    (libsystemd's sd_notify blocks when nobody reads the socket; the event loop must not.)
+    """
 
     def __init__(self) -> None:
         watchdog_us = os.environ.get("WATCHDOG_USEC")
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_s = int(watchdog_us) / 1e6 if watchdog_us and ours else None
         """How often `alive` must be told, at the latest; None: nobody asks."""
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        self._unsent: deque[str] = deque(maxlen=UNSENT)
 
     def ready(self) -> None:
         """Started, or done with a reload."""
-        _notify("READY=1")
+        self._notify("READY=1")
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it."""
-        _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        _notify("STOPPING=1")
+        self._notify("STOPPING=1")
 
     def status(self, text: str) -> None:
         """The one line that `systemctl status` shows."""
-        _notify("STATUS=" + text.replace("\n", " "))
+        if self._unsent and self._unsent[-1].startswith("STATUS="):
+            self._unsent.pop()
+        self._notify("STATUS=" + text.replace("\n", " "))
 
     def alive(self) -> None:
-        _notify("WATCHDOG=1")
+        self._notify("WATCHDOG=1")
 
-
-def _notify(state: str) -> None:
-    try:
-        daemon.notify(state)
-    except OSError as exc:  # who can't tell how it goes still works
-        log.debug("systemd does not take %s: %s", state.partition("=")[0], exc)
+    def _notify(self, state: str) -> None:
+        if not self._address:
+            return
+        self._unsent.append(state)
+        try:
+            while self._unsent:
+                self._socket.sendto(self._unsent[0].encode(), self._address)
+                self._unsent.popleft()
+        except BlockingIOError:
+            pass  # the rest goes with the next
+        except OSError as exc:  # who can't tell how it goes still works
+            self._unsent.clear()
+            log.debug("systemd does not take %s: %s", state.partition("=")[0], exc)
 
 
 def set_up_logging() -> None:

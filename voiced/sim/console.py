@@ -13,6 +13,7 @@ import contextlib
 import json
 import locale
 import os
+import re
 import select
 import shutil
 import signal
@@ -61,6 +62,9 @@ EVENTS_KEPT = 100
 """Older ones are forgotten; few are on the screen anyway."""
 
 Colour = tuple[float, float, float]
+
+_LONG_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
+"""Arrows and their like: they begin as Esc does."""
 
 
 class TrialError(RuntimeError):
@@ -251,16 +255,18 @@ def _delays(delays: Delays) -> list[str]:
 
 
 def _paint(line: str, light: Colour | None) -> str:
-    """Colour the light's block, in the one place it can be, and set off turn and mute."""
-    block = line[2:14]
-    if block and set(block) <= set("█#") and light and line[:2] == "  ":
+    """Colour a row of the light's block, set off the turn and a mute beside it."""
+    block, text = line[2:14], line[14:]
+    if not block or not set(block) <= set("█#░."):
+        return line
+    if light and max(light):
         red, green, blue = (round(255 * part) for part in light)
-        line = f"  \x1b[38;2;{red};{green};{blue}m{block}\x1b[0m{line[14:]}"
-    before, word, after = line.partition("turn   ")
-    if word:
-        return f"{before}{word}\x1b[1m{after}\x1b[0m"
-    before, word, after = line.partition("muted  YES")
-    return f"{before}\x1b[1;31m{word}{after}\x1b[0m" if word else line
+        block = f"\x1b[38;2;{red};{green};{blue}m{block}\x1b[0m"
+    if text.startswith("   turn"):
+        text = f"\x1b[1m{text}\x1b[0m"
+    elif text.startswith("   muted  YES"):
+        text = f"\x1b[1;31m{text}\x1b[0m"
+    return line[:2] + block + text
 
 
 # --- The terminal ---------------------------------------------------------------------------
@@ -465,12 +471,10 @@ class Trial:
     def _press_keys(self) -> bool:
         """False to end it."""
         typed = os.read(sys.stdin.fileno(), 64).decode(errors="replace")
-        if typed in ("", "\x1b"):
+        if not typed:  # the terminal is gone
             return False
-        if typed.startswith("\x1b"):  # an arrow or another key of many characters
-            return True
-        for key in typed:
-            if key == "x":
+        for key in _LONG_KEY.sub("", typed):
+            if key in "x\x1b":
                 return False
             try:
                 if key in self._keys:

@@ -202,7 +202,9 @@ class TurnReport(_Table, frozen=True):
     speech_end_to_turn_end_ms: Annotated[
         float | None, _text("last speech at the microphone to the server's committed")
     ]
-    first_delta_to_sound_ms: Annotated[float | None, _text("less rig_delay_ms")]
+    first_delta_to_sound_ms: Annotated[
+        float | None, _text("less rig_delay_ms and the zeros the answer begins with")
+    ]
     cancel_to_drop_ms: Annotated[float | None, _text("press at the pin to drop() returned")]
     cancel_to_silence_ms: Annotated[
         float | None, _text("press at the pin to the last non-zero sample, less rig_drop_ms")
@@ -503,7 +505,7 @@ class _Turn:
             found += [note["text"] for note in self.noted(name)]
         found += self._unsent() if self.run.frames is not None else []
         found += self._unheard()
-        return found
+        return list(dict.fromkeys(found))  # a fault that lasts is told again and again
 
     def _unsent(self) -> list[str]:
         found = []
@@ -544,6 +546,7 @@ class _Turn:
         preroll_s = self.preroll_s()
         answer = self.answer.samples
         extent = sounding(answer)
+        lead_ms = 1000 * extent[0] / WIRE_RATE if extent else 0.0
         problems = self.problems()
         index_at = run.clock.index_at
         return TurnReport(
@@ -569,7 +572,9 @@ class _Turn:
                 question.press_at, self.appends[0][0] if self.appends else None
             ),
             speech_end_to_turn_end_ms=_ms(self.speech_end, self.turn_end()),
-            first_delta_to_sound_ms=_ms(self.first_delta, self.sound_at(0), run.rig_delay_ms),
+            first_delta_to_sound_ms=_ms(
+                self.first_delta, self.sound_at(0), run.rig_delay_ms + lead_ms
+            ),
             cancel_to_drop_ms=_ms(question.cancel_at, self.drop_at),
             cancel_to_silence_ms=_ms(question.cancel_at, self.sound_at(1), run.rig_drop_ms),
             stale_audio_ms=self.stale_ms(),

@@ -30,7 +30,7 @@ from voiced.sim import report
 from voiced.sim.board import BoardError, Finger
 from voiced.sim.report import HEARD_RATE, Clock, Question, Rgb, Run
 from voiced.sim.rig import Calibration, Ear, Mouth, Rig, RigError, Utterance, calibrate
-from voiced.sim.wav import WavError, read_wav, to_rate, write_wav
+from voiced.sim.wav import Samples, WavError, read_wav, to_rate, write_wav
 
 DEFAULT_QUESTION = Path("/usr/share/sounds/alsa/Front_Center.wav")  # a voice; of alsa-utils
 BUTTON_PIN = 17
@@ -68,8 +68,8 @@ class Options:
     """The command line, checked."""
 
     questions: list[Path]
-    out: Path
-    report: Path
+    out: Path | None
+    report: Path | None
     frames: Path | None
     hold: bool
     cancel_after_s: float | None
@@ -140,7 +140,10 @@ class _Server(_Process):
         super().__init__(
             "the built-in server", arguments, folder / "server.log", dict(os.environ), talks=True
         )
-        self.url = str(self._line()["url"])
+
+    def wait_url(self) -> str:
+        """Where it listens. Raises TrialError."""
+        return str(self._line()["url"])
 
     def _line(self) -> dict[str, Any]:
         # It prints one line when it listens; a process that hangs before is stopped by a timer.
@@ -153,8 +156,7 @@ class _Server(_Process):
             timer.cancel()
         if not line:
             self.stop()
-            self.popen.stdout.close()
-            raise TrialError(f"{self.name} did not start: {self.last_words()}")
+            raise TrialError(f"{self.name} did not answer: {self.last_words()}")
         told: dict[str, Any] = json.loads(line)
         return told
 
@@ -174,8 +176,12 @@ class _Daemon(_Process):
         self.board, self.control = folder / "board", folder / "control"
         config = folder / "voiced.toml"
         config.write_text(_config(options, url), "utf-8")
-        self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ready.bind(str(folder / "notify"))
+        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notified.bind(str(folder / "notify"))
+        self._ready_at: float | None = None
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="notify", daemon=True)
+        self._reader.start()
         env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
         arguments = ["-m", "voiced.sim.board", "--finger", str(self.board), "--"]
         arguments += ["--config", str(config), "--socket", str(self.control)]
@@ -190,17 +196,27 @@ class _Daemon(_Process):
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        self._ready.close()
+        self._notified.shutdown(socket.SHUT_RDWR)
+        self._reader.join(STOP_S)
+        self._notified.close()
+
+    def _read(self) -> None:
+        """What systemd would read; all of it, for a full socket blocks whoever writes."""
+        while told := self._notified.recv(4096):
+            if b"READY=1" in told.split(b"\n") and self._ready_at is None:
+                self._ready_at = time.monotonic()
+                self._ready.set()
 
     def wait_ready(self) -> float:
         """Milliseconds from its start to READY=1. Raises TrialError."""
-        self._ready.settimeout(0.1)
-        while time.monotonic() < self.started_at + START_S:
+        while not self._ready.wait(0.1):
             self.check()
-            with contextlib.suppress(TimeoutError):
-                if b"READY=1" in self._ready.recv(4096).split(b"\n"):
-                    return (time.monotonic() - self.started_at) * 1000
-        raise TrialError(f"the daemon was not ready in {START_S:.0f} s: {self.last_words()}")
+            if time.monotonic() > self.started_at + START_S:
+                raise TrialError(
+                    f"the daemon was not ready in {START_S:.0f} s: {self.last_words()}"
+                )
+        assert self._ready_at is not None
+        return (self._ready_at - self.started_at) * 1000
 
     def cost(self) -> report.Daemon:
         """CPU time and peak memory so far; unknown if it has ended."""
@@ -428,8 +444,8 @@ def _sleep_until(at: float, plus_s: float = 0.0) -> None:
     time.sleep(max(0.0, at + plus_s - time.monotonic()))
 
 
-def run(options: Options) -> report.Report:
-    """Do it all: the recording and the report are written, and the report is returned.
+def run(options: Options) -> Run:
+    """Put the questions; all that was recorded.
 
     Raises TrialError, RigError, WavError, BoardError and OSError, each with one clear line.
     """
@@ -444,16 +460,12 @@ def run(options: Options) -> report.Report:
         calibration = calibrate(rig, ear, CALIBRATION_BURSTS)
         mouth = stack.enter_context(Mouth(rig, NOISE_DBFS))
         daemon = stack.enter_context(
-            _Daemon(folder, options, server.url if server else str(options.url), rig)
+            _Daemon(folder, options, server.wait_url() if server else str(options.url), rig)
         )
         found = _converse(options, questions, mouth, ear, daemon, calibration)
         if server:
             found.update(violations=server.verdict(), frames=list(_lines(frames)))
-        result = report.compute(Run(**found))
-        write_wav(options.out, found["heard"], HEARD_RATE)
-        text = msgspec.json.format(msgspec.json.encode(result), indent=1)
-        options.report.write_bytes(text + b"\n")
-    return result
+    return Run(**found)
 
 
 def _converse(
@@ -526,7 +538,10 @@ def _rig_problems(mouth: Mouth, ear: Ear) -> Iterator[str]:
 
 
 def _question(path: Path) -> Question:
-    samples, rate = read_wav(path)
+    try:
+        samples, rate = read_wav(path)
+    except OSError as error:
+        raise TrialError(f"{path}: {error.strerror}") from error
     mono = np.rint(samples.astype(np.float32).mean(axis=1)).astype(np.int16)
     if len(mono) > LONGEST_QUESTION_S * rate:
         raise TrialError(f"{path}: longer than {LONGEST_QUESTION_S:.0f} s; cut it")
@@ -587,6 +602,8 @@ def _options(argv: list[str] | None) -> Options:
         parser.error(f"--cancel-after: {args.cancel_after} is not 0 to {LONGEST_ANSWER_S:.0f}")
     return Options(
         questions=args.wav or [DEFAULT_QUESTION],
+        out=args.out,
+        report=args.report,
         frames=args.frames,
         hold=args.hold,
         cancel_after_s=args.cancel_after,
@@ -594,15 +611,7 @@ def _options(argv: list[str] | None) -> Options:
         end=args.end,
         url=args.url,
         key_file=args.key_file,
-        **_places(args.out, args.report),
     )
-
-
-def _places(out: Path | None, report_to: Path | None) -> dict[str, Path]:
-    """Where results go: what was not named, to a new folder that stays."""
-    folder = None if out and report_to else Path(tempfile.mkdtemp(prefix="voiced-try-"))
-    named = {"out": (out, "heard.wav"), "report": (report_to, "report.json")}
-    return {key: path or (folder or Path()) / name for key, (path, name) in named.items()}
 
 
 def _check_writable(options: Options) -> None:
@@ -612,6 +621,17 @@ def _check_writable(options: Options) -> None:
             continue
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise TrialError(f"{path}: can't be written; name a file in a folder of yours")
+
+
+def _write(options: Options, heard: Samples, result: report.Report) -> str:
+    """Write both; where they are. What was not named goes to a new folder, which stays."""
+    out, report_to = options.out, options.report
+    if out is None or report_to is None:
+        folder = Path(tempfile.mkdtemp(prefix="voiced-try-"))
+        out, report_to = out or folder / "heard.wav", report_to or folder / "report.json"
+    write_wav(out, heard, HEARD_RATE)
+    report_to.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    return f"heard: {out}\nreport: {report_to}"
 
 
 def _say(text: str) -> None:
@@ -625,19 +645,20 @@ def _stop(number: int, frame: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 every turn was whole, 1 not, or an error; 2 usage; 130 interrupted."""
     options = _options(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
         _check_writable(options)
-        result = run(options)
+        recorded = run(options)
+        result = report.compute(recorded)
+        places = _write(options, recorded.heard, result)
     except (TrialError, RigError, WavError, BoardError, OSError) as error:
         _say(str(error))
         return 1
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
-    print(report.table(result))
-    print(f"heard: {options.out}\nreport: {options.report}")
+    print(f"{report.table(result)}\n{places}")
     return 0 if result.ok else 1
 
 

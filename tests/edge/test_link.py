@@ -1,0 +1,616 @@
+"""The WebSocket edge against real sockets: the built-in server, a plain one, and bare TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request
+
+from tests.sim.test_server import self_signed
+from voiced.config import Realtime, Secret
+from voiced.edge import link as links
+from voiced.edge.link import CLOSE_TIMEOUT_S, MAX_UNSENT, Link
+from voiced.edge.service import set_up_logging
+from voiced.events import AudioSent, LinkClosed, LinkFrame, LinkOpened
+from voiced.sim.faults import GARBAGE
+from voiced.sim.server import SimOptions, SimServer
+
+DEADLINE_S = 15.0  # for what takes milliseconds on an idle machine
+KEY = Secret("sk-secret-of-the-test")
+
+Event = LinkOpened | LinkClosed | LinkFrame | AudioSent
+Kind = TypeVar("Kind", LinkOpened, LinkClosed, LinkFrame, AudioSent)
+
+
+class Heard:
+    """What the link posted."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def next(self, kind: type[Kind], number: int = 1) -> Kind:
+        """The `number`th event of this kind."""
+        await self.until(lambda: len(self.of(kind)) >= number)
+        return self.of(kind)[number - 1]
+
+    async def until(self, done: Callable[[], object]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not done():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def settings(url: str, **more: str) -> Realtime:
+    return Realtime(url=url, **more)
+
+
+@contextlib.asynccontextmanager
+async def linked() -> AsyncIterator[tuple[Link, Heard]]:
+    heard = Heard()
+    link = Link(heard)
+    try:
+        yield link, heard
+    finally:
+        await link.closed()
+
+
+def with_sim(
+    test: Callable[[SimServer, Link, Heard], Awaitable[None]], options: SimOptions | None = None
+) -> None:
+    """Run a test with a link that has dialled (serial 7) the built-in server."""
+
+    async def run() -> None:
+        async with SimServer(options) as server, linked() as (link, heard):
+            link.dial(7, settings(server.url), KEY)
+            await test(server, link, heard)
+
+    asyncio.run(run())
+
+
+class Peer:
+    """A plain WebSocket server: keeps requests and frames, and does what `talk` says first."""
+
+    def __init__(self, talk: Callable[[ServerConnection], Awaitable[object]] | None = None) -> None:
+        self.requests: list[Request] = []
+        self.frames: asyncio.Queue[str | bytes] = asyncio.Queue()
+        self.closed: asyncio.Queue[int | None] = asyncio.Queue()
+        self.url = ""
+        self._talk = talk
+
+    async def handle(self, ws: ServerConnection) -> None:
+        assert ws.request
+        self.requests.append(ws.request)
+        try:
+            if self._talk:
+                await self._talk(ws)
+            async for frame in ws:
+                self.frames.put_nowait(frame)
+        except ConnectionClosed:
+            pass
+        finally:
+            self.closed.put_nowait(ws.close_code)
+
+
+@contextlib.asynccontextmanager
+async def peer(
+    talk: Callable[[ServerConnection], Awaitable[object]] | None = None,
+) -> AsyncIterator[Peer]:
+    it = Peer(talk)
+    async with serve(it.handle, "127.0.0.1", 0, max_queue=1, close_timeout=0.2) as server:
+        it.url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/v1/realtime"
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def raw_server(answer: bytes) -> AsyncIterator[str]:
+    """Bare TCP: to the first byte it says `answer` and hangs up; b"": it waits. Gives its URL."""
+    done = asyncio.Event()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        if not answer:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+    try:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/realtime"
+    finally:
+        done.set()
+        server.close()
+        await server.wait_closed()
+
+
+def fails(url: str, **more: str) -> LinkClosed:
+    """Dial `url`; how it failed. Nothing else may be posted."""
+
+    async def run() -> LinkClosed:
+        async with linked() as (link, heard):
+            link.dial(3, settings(url, **more), KEY)
+            closed = await heard.next(LinkClosed)
+            assert heard.events == [closed]
+            assert closed.dial == 3
+            return closed
+
+    return asyncio.run(run())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- frames ------------------------------------------------------------------------------
+
+
+def test_frames_go_both_ways_with_the_dials_serial() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        began = time.monotonic()
+        opened = await heard.next(LinkOpened)
+        created = await heard.next(LinkFrame)
+        assert b"session.created" in _bytes(created.text)
+        link.send(b'{"type": "input_audio_buffer.append", "audio": "AAAA"}', audio_frames=480)
+        link.send(b'{"type": "input_audio_buffer.clear"}')
+        sent = await heard.next(AudioSent)
+        cleared = await heard.next(LinkFrame, 2)
+        assert b"input_audio_buffer.cleared" in _bytes(cleared.text)
+        assert sent.frames == 480
+        types = [event["type"] for event in server.current.events_received]
+        assert types == ["input_audio_buffer.append", "input_audio_buffer.clear"]
+        assert {event.dial for event in heard.events} == {7}
+        assert began <= opened.at <= created.at <= cleared.at <= time.monotonic()
+
+    with_sim(test)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def test_garbage_and_binary_frames_come_through_as_they_are() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await server.fault("garbage")
+        await heard.next(LinkFrame, 1 + len(GARBAGE))
+        assert tuple(frame.text for frame in heard.of(LinkFrame)[1:]) == GARBAGE
+        assert not heard.of(LinkClosed)
+
+    with_sim(test)
+
+
+def test_text_that_is_no_utf8_ends_the_connection() -> None:
+    async def run() -> None:
+        async with (
+            peer(lambda ws: ws.send(b"\xff\xfe", text=True)) as server,
+            linked() as (link, heard),
+        ):
+            link.dial(1, settings(server.url), None)
+            assert (await heard.next(LinkClosed)).fault is None
+            assert await server.closed.get() == 1007
+            assert not heard.of(LinkFrame)
+
+    asyncio.run(run())
+
+
+def test_a_frame_that_is_too_large_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_FRAME_BYTES", 1000)
+
+    async def run() -> None:
+        async with peer(lambda ws: ws.send("x" * 1001)) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkClosed)
+            assert await server.closed.get() == 1009
+            assert not heard.of(LinkFrame)
+
+    asyncio.run(run())
+
+
+def test_the_request_has_model_and_key_and_nothing_else_of_ours() -> None:
+    async def run() -> None:
+        async with peer() as server, linked() as (link, heard):
+            link.dial(1, settings(server.url, model="a b&c"), KEY)
+            await heard.next(LinkOpened)
+            link.dial(2, settings(server.url), None)
+            await heard.next(LinkOpened, 2)
+            first, second = server.requests
+            assert first.path == "/v1/realtime?model=a%20b%26c"
+            assert first.headers["Authorization"] == f"Bearer {KEY.reveal()}"
+            assert first.headers["User-Agent"].startswith("voiced/")
+            assert "Authorization" not in second.headers
+            for name in ("OpenAI-Beta", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol"):
+                assert name not in first.headers
+
+    asyncio.run(run())
+
+
+# --- how it ends -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 3000])
+def test_a_close_frame_is_told_with_its_code_and_reason(code: int) -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await server.current.close(code, "as it is")
+        closed = await heard.next(LinkClosed)
+        assert (closed.code, closed.reason) == (code, "as it is")
+        assert (closed.http_status, closed.fault, closed.dial) == (None, None, 7)
+        link.send(b"{}", audio_frames=480)  # into the void
+        await link.closed()
+        assert heard.events[-1] is closed
+
+    with_sim(test)
+
+
+def test_a_wrong_key_is_an_error_frame_and_close_3000() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        closed = await heard.next(LinkClosed)
+        assert closed.code == 3000
+        assert b"invalid_api_key" in _bytes((await heard.next(LinkFrame)).text)
+        assert [type(event) for event in heard.events] == [LinkOpened, LinkFrame, LinkClosed]
+
+    with_sim(test, SimOptions(keys=frozenset({"another"})))
+
+
+def test_a_reset_is_an_end_without_a_close_frame() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await server.fault("reset")
+        closed = await heard.next(LinkClosed)
+        assert (closed.code, closed.http_status, closed.fault) == (None, None, None)
+
+    with_sim(test)
+
+
+def test_a_peer_that_acknowledges_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "USER_TIMEOUT_MS", 300)
+
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await server.fault("half-open")
+        link.send(b'{"type": "input_audio_buffer.clear"}')
+        began = time.monotonic()
+        closed = await heard.next(LinkClosed)
+        assert closed.code is None
+        assert time.monotonic() - began < 5  # the ping's limit is 30 s
+
+    with_sim(test)
+
+
+def test_a_refused_port_is_no_route() -> None:
+    closed = fails(f"ws://127.0.0.1:{free_port()}/v1/realtime")
+    assert (closed.fault, closed.http_status, closed.code) == ("no-route", None, None)
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_an_upgrade_refused_by_http_tells_its_status(status: int) -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        closed = await heard.next(LinkClosed)
+        assert (closed.http_status, closed.code, closed.fault) == (status, None, None)
+        assert heard.events == [closed]
+        assert server.dials == 1
+
+    with_sim(test, SimOptions(http_status=status))
+
+
+def test_a_name_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_found(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", not_found)
+    assert fails("wss://realtime.example/v1/realtime").fault == "no-dns"
+
+
+def test_a_name_that_can_not_be_one() -> None:
+    assert fails("wss://a..b/v1/realtime").fault == "no-dns"
+
+
+def test_a_server_that_never_answers_the_upgrade_times_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "OPEN_TIMEOUT_S", 0.2)
+
+    async def run() -> None:
+        async with raw_server(b"") as url, linked() as (link, heard):
+            link.dial(1, settings(url), KEY)
+            assert (await heard.next(LinkClosed)).fault == "timeout"
+            assert not heard.of(LinkOpened)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\x00\r\n\r\n"])
+def test_a_server_that_is_no_web_server_at_all(answer: bytes) -> None:
+    async def run() -> None:
+        async with raw_server(answer) as url, linked() as (link, heard):
+            link.dial(1, settings(url), KEY)
+            assert (await heard.next(LinkClosed)).fault == "server-error"
+
+    asyncio.run(run())
+
+
+def test_a_redirect_is_not_followed() -> None:
+    async def run() -> None:
+        async with peer() as other:
+            answer = f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\nContent-Length: 0\r\n\r\n"
+            async with raw_server(answer.encode()) as url, linked() as (link, heard):
+                link.dial(1, settings(url), KEY)
+                assert (await heard.next(LinkClosed)).http_status == 302
+                assert not other.requests
+
+    asyncio.run(run())
+
+
+def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all_proxy", "http_proxy", "https_proxy", "ws_proxy", "wss_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkOpened)
+
+    with_sim(test)
+
+
+def test_ws_to_a_peer_outside_the_house_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "is_private", lambda peer: False)
+
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        closed = await heard.next(LinkClosed)
+        assert heard.events == [closed]
+        assert "127.0.0.1" in closed.reason
+
+    with_sim(test)
+
+
+# --- TLS ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for 127.0.0.1 that signed itself, and a server's context with it."""
+    certificate, key = self_signed(tmp_path_factory.mktemp("tls"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
+def dial_tls(context: ssl.SSLContext, ca_file: str) -> list[Event]:
+    """Dial a wss:// server; all that was posted up to the first frame or the end."""
+
+    async def run() -> list[Event]:
+        async with SimServer(SimOptions(ssl=context)) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url, ca_file=ca_file), KEY)
+            await heard.until(lambda: heard.of(LinkFrame) or heard.of(LinkClosed))
+            return heard.events
+
+    return asyncio.run(run())
+
+
+def test_an_authority_of_ones_own_is_trusted(authority: tuple[Path, ssl.SSLContext]) -> None:
+    certificate, context = authority
+    assert [type(event) for event in dial_tls(context, str(certificate))] == [LinkOpened, LinkFrame]
+
+
+def test_a_certificate_nobody_knows_is_untrusted(authority: tuple[Path, ssl.SSLContext]) -> None:
+    (closed,) = dial_tls(authority[1], "")
+    assert isinstance(closed, LinkClosed)
+    assert closed.fault == "tls-untrusted"
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_a_ca_file_that_can_not_be_used_is_named(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if text:
+        file.write_text(text)
+    closed = fails(f"wss://127.0.0.1:{free_port()}/v1/realtime", ca_file=str(file))
+    assert closed.fault == "tls-untrusted"
+    assert f"realtime.ca_file = {file}" in closed.reason
+
+
+def test_a_server_without_tls_is_no_missing_network() -> None:
+    async def run() -> None:
+        async with (
+            raw_server(b"HTTP/1.1 400 Bad\r\n\r\n") as url,
+            linked() as (link, heard),
+        ):
+            link.dial(1, settings(url.replace("ws:", "wss:")), KEY)
+            assert (await heard.next(LinkClosed)).fault == "server-error"
+
+    asyncio.run(run())
+
+
+# --- giving up ---------------------------------------------------------------------------
+
+
+def test_nothing_is_posted_after_close() -> None:
+    async def flood(ws: ServerConnection) -> None:
+        for _ in range(500):
+            await ws.send("more")
+
+    async def run() -> None:
+        async with peer(flood) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkFrame, 20)
+            link.close()
+            so_far = list(heard.events)
+            async with asyncio.timeout(DEADLINE_S):
+                await server.closed.get()
+            assert heard.events == so_far
+
+    asyncio.run(run())
+
+
+def test_close_drops_what_is_queued_and_reports_none_of_it() -> None:
+    async def run() -> None:
+        async with peer() as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkOpened)
+            link.send(b"first", audio_frames=480)
+            await heard.next(AudioSent)
+            link.send(b"second", audio_frames=480)
+            link.close()
+            link.send(b"third", audio_frames=480)
+            async with asyncio.timeout(DEADLINE_S):
+                assert await server.closed.get() == 1000
+            assert server.frames.get_nowait() == "first"
+            assert server.frames.empty()
+            assert len(heard.of(AudioSent)) == 1
+            assert not heard.of(LinkClosed)
+
+    asyncio.run(run())
+
+
+def test_a_second_dial_gives_up_the_first() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        link.dial(8, settings(server.url), KEY)
+        before = len(heard.events)
+        await heard.next(LinkFrame, 2)
+        await server.wait_for(lambda: not server.sessions[0].is_open, DEADLINE_S)
+        assert server.sessions[0].close_code == 1000
+        assert server.sessions[1].is_open
+        assert {event.dial for event in heard.events[before:]} == {8}
+
+    with_sim(test)
+
+
+def test_a_second_dial_gives_up_a_first_that_hangs() -> None:
+    async def run() -> None:
+        async with raw_server(b"") as hung, SimServer() as server, linked() as (link, heard):
+            link.dial(1, settings(hung), KEY)
+            link.send(b"for the first", audio_frames=480)
+            link.dial(2, settings(server.url), KEY)
+            await heard.next(LinkFrame)
+            assert {event.dial for event in heard.events} == {2}
+            assert not server.current.events_received
+
+    asyncio.run(run())
+
+
+def test_drop_unsent_drops_audio_only_and_accounts_for_it() -> None:
+    async def run() -> None:
+        async with peer() as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkOpened)
+            link.send(b"audio one", audio_frames=480)
+            link.send(b"text")
+            link.send(b"audio two", audio_frames=960)
+            link.drop_unsent()
+            assert [sent.frames for sent in heard.of(AudioSent)] == [1440]
+            link.drop_unsent()
+            link.send(b"audio three", audio_frames=480)
+            await heard.next(AudioSent, 2)
+            async with asyncio.timeout(DEADLINE_S):
+                assert [await server.frames.get() for _ in range(2)] == ["text", "audio three"]
+            assert [sent.frames for sent in heard.of(AudioSent)] == [1440, 480]
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_takes_nothing_is_given_up_as_stalled() -> None:
+    async def run() -> None:
+        reads = asyncio.Event()
+        async with peer(lambda ws: reads.wait()) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkOpened)
+            sent = 0
+            while not heard.of(LinkClosed) and sent < 4 * MAX_UNSENT:
+                link.send(bytes(64 * 1024), audio_frames=480)  # the kernel takes some megabytes
+                sent += 1
+                await asyncio.sleep(0)
+            async with asyncio.timeout(2):  # TCP alone would notice after USER_TIMEOUT_MS
+                closed = await heard.next(LinkClosed)
+            assert closed.fault == "stalled"
+            assert sent > MAX_UNSENT
+            reads.set()
+
+    asyncio.run(run())
+
+
+def test_too_much_said_before_the_connection_stalls_it_too() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        for _ in range(MAX_UNSENT + 1):
+            link.send(b"{}")
+        assert (await heard.next(LinkClosed)).fault == "stalled"
+        assert not server.sessions or not server.current.events_received
+
+    with_sim(test)
+
+
+def test_closed_waits_until_the_server_knows() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await link.closed()
+        await server.wait_for(lambda: not server.current.is_open, DEADLINE_S)
+        assert server.current.close_code == 1000
+        await link.closed()
+
+    with_sim(test)
+
+
+@pytest.mark.parametrize("unsent", [0, 50])
+def test_closed_does_not_wait_long_for_a_server_that_hangs(unsent: int) -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        await heard.next(LinkFrame)
+        await server.fault("half-open")
+        for _ in range(unsent):
+            link.send(bytes(64 * 1024))
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        await link.closed()
+        assert time.monotonic() - began < CLOSE_TIMEOUT_S + 0.5
+
+    with_sim(test)
+
+
+def test_closing_without_a_dial_does_nothing() -> None:
+    async def run() -> None:
+        async with linked() as (link, heard):
+            link.close()
+            link.close()
+            link.send(b"{}")
+            link.drop_unsent()
+            await link.closed()
+            assert heard.events == []
+
+    asyncio.run(run())
+
+
+# --- the key -----------------------------------------------------------------------------
+
+
+def test_the_key_is_in_no_log_and_no_repr(caplog: pytest.LogCaptureFixture) -> None:
+    set_up_logging()
+    caplog.set_level(logging.DEBUG)
+
+    async def run(status: int) -> str:
+        options = SimOptions(http_status=status, keys=frozenset({"another"}))
+        async with SimServer(options) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), KEY)
+            await heard.next(LinkClosed)
+            return f"{link!r} {vars(link)!r} {heard.events!r} {KEY} {KEY!r}"
+
+    for status in (0, 401):
+        assert KEY.reveal() not in asyncio.run(run(status), debug=True)
+    assert KEY.reveal() not in caplog.text
