@@ -203,10 +203,16 @@ class App:
 
     def _post(self, event: Event) -> None:
         """From any thread."""
-        self._loop.call_soon_threadsafe(self.dispatch, event)
+        self._call(self.dispatch, event)
 
     def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._take_blocks)
+        self._call(self._take_blocks)
+
+    def _call(self, step: Callable[..., None], *args: Event) -> None:
+        try:
+            self._loop.call_soon_threadsafe(step, *args)
+        except RuntimeError:
+            pass  # the loop is closed: a thread that hung in its device came too late
 
     def _take_blocks(self) -> None:
         for block in self._capture.take():
@@ -223,6 +229,7 @@ class App:
                 self._handle(self._events.popleft())
         finally:
             self._handling = False
+        self._capture.urgent = self._core.listens
         self._set_timer()
 
     def _handle(self, event: Event) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.figures import DELTA, append_delays_ms, between, read_frames, sounding
+from tests.bench.figures import APPEND, DELTA, append_delays_ms, between, read_frames, sounding
 from tests.bench.sabotage import SABOTAGES
 from voiced.sim.board import Finger
 from voiced.sim.rig import Calibration, Ear, Mouth, Rig, calibrate
@@ -104,11 +104,8 @@ class Bench:
         stale = self.row(f"stale sound after a cancel, {name}", 0, 0)
         begin = self.row(f"first delta to first sample, {name}", 10, 10)
         wire = self.row(f"speech to wire, held turn, {name}", 21, 35)
-        before = self.row(f"first sample kept, before the press, {name}", None, None)
         with self.stand(f"cancels-{name.replace(' ', '-')}", *server_args) as stand:
-            presses = [
-                stand.hold(HOLD_S, self._rng.uniform(0.3, 0.9)) for _ in range(CANCELS + 1)
-            ]
+            presses = [stand.hold(HOLD_S, self._rng.uniform(0.3, 0.9)) for _ in range(CANCELS + 1)]
             stand.finger.press(BUTTON_PIN)
             stand.finger.release(BUTTON_PIN)
             time.sleep(1.2)  # the frame log is written once a second
@@ -121,10 +118,6 @@ class Bench:
             turn = between(frames, start, cut + 0.5)
             delta = next(f.t for f in turn if f.kind == DELTA and f.t > start + HOLD_S)
             sound = sounding(self._ear, delta, cut + HOLD_S - 0.05)
-            print(start,delta,cut,sound,self._ear.length,self._ear.time_at(self._ear.length-1), self._ear.index_at(delta))
-            if not sound:
-                print(*[n for n in notes if start<n['t']<cut+1],sep='\n')
-                print(self._ear.gaps, self._ear.outages, self._ear.reconnects)
             assert sound, "an answer that was not heard"
             silence.values.append((sound[1] - cut - drop_s) * 1000)
             begin.values.append((sound[0] - delta - delay_s) * 1000)
@@ -133,10 +126,27 @@ class Bench:
             cuts = [f for f in turn if f.kind == "conversation.item.truncate" and f.t > cut]
             for truncate in cuts[:1]:
                 end.values.append(truncate.event["audio_end_ms"] - sound[2] / 48)
-            said = between(frames, start, start + HOLD_S)
-            delays = list(append_delays_ms(said, tap))
-            wire.values += delays
-            before.values.append(_kept_before(said, start))
+            wire.values += append_delays_ms(between(frames, start, start + HOLD_S), tap)
+
+    # --- the first word --------------------------------------------------------------------
+
+    def first_word(self) -> None:
+        append = self.row("press to first append, dialling meanwhile", 450, 500)
+        missing = self.row("missing of the 300 ms before the press", 20, 30)
+        with self.stand("first-word", "--answer", str(self._answer(5))) as stand:
+            time.sleep(1)
+            presses = []
+            for _ in range(5):
+                presses.append(stand.hold(HOLD_S, 0.2))
+                stand.watch.command("hangup")
+                stand.until("idle", presses[-1])
+                time.sleep(self._rng.uniform(0.5, 0.6))
+            time.sleep(1.2)
+        frames = read_frames(stand.frames)
+        for press in presses:
+            said = [f for f in between(frames, press, press + HOLD_S) if f.kind == APPEND]
+            append.values.append((said[0].t - press) * 1000)
+            missing.values.append(300 - _kept_before(said, press))
 
     # --- answers that trickle in -----------------------------------------------------------
 
@@ -158,7 +168,7 @@ class Bench:
     # --- hands-free ------------------------------------------------------------------------
 
     def hands_free(self, mouth: Mouth) -> None:
-        onset = self.row("hands-free: onset to first append", 80, 250)
+        onset = self.row("hands-free: onset to first append", None, 250)
         closed = self.row("end of speech to turn closed (silence 600 ms)", 650, 700)
         kept = self.row("speech sent, of what was said", None, None, "%")
         spare = self.row("sent beyond the speech, hands-free", 1500, 1500)
@@ -185,7 +195,7 @@ class Bench:
             start = utterance.started + first / EAR_RATE
             stop = utterance.started + last / EAR_RATE
             turn = between(frames, utterance.started - 0.4, stop + 2)
-            appends = [f for f in turn if f.kind == "input_audio_buffer.append"]
+            appends = [f for f in turn if f.kind == APPEND]
             committed = [f for f in turn if f.kind == "input_audio_buffer.committed"]
             onset.values.append((appends[0].t - start) * 1000)
             closed.values += [(f.t - stop) * 1000 for f in committed[:1]]
@@ -238,6 +248,7 @@ class Bench:
         self.cancels("quiet machine", tap, *long)
         with _busy(2):
             self.cancels("two busy processes", tap, *long)
+        self.first_word()
         self.trickle()
         self.hands_free(mouth)
         self.cost(mouth)
@@ -279,9 +290,8 @@ def _kept_before(said: Sequence[Any], press: float) -> float:
     stretch, so each bounds when it began."""
     total, began = 0, float("inf")
     for frame in said:
-        if frame.kind == "input_audio_buffer.append":
-            total += len(frame.audio)
-            began = min(began, frame.t - total / 24_000)
+        total += len(frame.audio)
+        began = min(began, frame.t - total / 24_000)
     return (press - began) * 1000
 
 

@@ -60,8 +60,8 @@ def sounding(ear: Ear, start: float, end: float) -> tuple[float, float, int] | N
 
 
 def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
-    """Of live appends: from the moment each one's first sample was at the microphone until it was
-    received. The stretch is dated by finding it in the tap's recording."""
+    """Of each millisecond in live appends: from when it was at the microphone until it was received.
+    The stretch is dated by finding it in the tap's recording."""
     appends = [frame for frame in frames if frame.kind == APPEND]
     if not appends:
         return
@@ -81,5 +81,6 @@ def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
     if part[:n] @ sent[:n] < 0.7 * np.linalg.norm(part[:n]) * np.linalg.norm(sent[:n]):
         return
     for frame in live:
-        yield (frame.t - tap.time_at(first + 2 * place)) * 1000
+        for offset in range(0, len(frame.audio), WIRE_RATE // 1000):
+            yield (frame.t - tap.time_at(first + 2 * (place + offset))) * 1000
         place += len(frame.audio)

@@ -44,7 +44,7 @@ def write_first() -> None:
     flush = Playback.flush
 
     def write_then_flush(self: Any, epoch: int, cause_at: float) -> Any:
-        hand = self._ready[: self._period].copy()
+        hand = self._ready[: self._step].copy()
         flushed = flush(self, epoch, cause_at)
         if self._pcm and len(hand):
             self._pcm.write(hand.tobytes())

@@ -148,6 +148,11 @@ class Conversation:
         }
 
     @property
+    def listens(self) -> bool:
+        """True if what the microphone hears now may matter now."""
+        return self.state not in (TurnState.IDLE, TurnState.SPEAKING)
+
+    @property
     def epoch(self) -> int:
         """The current playback epoch."""
         return self._down.epoch

@@ -37,6 +37,12 @@ holes of a network that delivers every 200 ms are filled, and nobody waits longe
 
 PREBUFFER_WAIT_S = 0.25
 
+STEP_MS = 20
+"""The least that is written at once."""
+
+REFILL_STEPS = 3
+"""The owner sleeps until so much is free, of six: few wake-ups, and 60 ms in hand."""
+
 IDLE_STEP_S = 1.0
 """How often an idle owner steps, so that the watchdog sees it live."""
 
@@ -72,7 +78,7 @@ class Playback:
         self._device, self._rate = device, rate
         self._gain = (volume / 100) ** 2  # loudness goes with the logarithm; this is near it
         self._post, self._clock, self._open_pcm = post, clock, open_pcm
-        self._period = rate * pcms.PERIOD_MS // 1000
+        self._step = rate * STEP_MS // 1000
         self._resampler = for_speaker(rate)
         self._cond = threading.Condition(threading.Lock())
         self._pcm: Any = None
@@ -223,9 +229,9 @@ class Playback:
 
     def _feed(self) -> float:
         """Fill the device as far as it has room, or see the answer out."""
-        # A period of the buffer stays free: PulseAudio's plugin takes full for empty.
-        room = self._room() - self._period
-        while room >= self._period:
+        # Some of the buffer stays free: PulseAudio's plugin takes full for empty.
+        room = self._room() - self._step
+        while room >= self._step:
             chunk = self._take(room)
             if not len(chunk):
                 break
@@ -240,7 +246,7 @@ class Playback:
             if taken < len(chunk):
                 break
         if len(self._ready) or self._queue:
-            return max(0.001, (2 * self._period - self._room()) / self._rate)
+            return max(0.001, (REFILL_STEPS * self._step - self._room()) / self._rate)
         if self._ending:
             self._exhausted = True
             return self._see_out()
@@ -320,8 +326,8 @@ class Playback:
 
     def _see_out(self) -> float:
         """Behind the last sample: silence, so that the device ends on it, then drop."""
-        if self._sounding and self._silence < 2 * self._period:
-            self._silence += self._write(np.zeros(2 * self._period - self._silence, np.int16))
+        if self._sounding and self._silence < 2 * self._step:
+            self._silence += self._write(np.zeros(2 * self._step - self._silence, np.int16))
         pending = self._pending() if self._sounding else 0
         if pending > self._silence:
             return max(0.001, (pending - self._silence) / self._rate)
