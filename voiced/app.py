@@ -63,6 +63,9 @@ a reason to be no service."""
 STUCK_S = 5.0
 """An audio thread steps every 20 ms, and once a second while it has nothing to do."""
 
+STOP_S = 2
+"""The longest a stop may take: 0.5 s to tell the server, 0.5 and 1 s for the audio threads."""
+
 TAP_S = 0.08
 """How long `voicectl tap` holds the button: a quick finger."""
 
@@ -185,7 +188,10 @@ class App:
             self.dispatch(KeyState("key-missing", now, str(exc)))
 
     async def _close(self) -> None:
-        """Silence first, then everything else; within 2 s."""
+        """Silence first, then everything else."""
+        # A hung sound server holds the interpreter in `drop`: only the kernel can end us then.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(STOP_S)
         self._service.stopping()
         self._playback.flush(self._core.epoch + 1, time.monotonic())
         self._control.close()
@@ -198,6 +204,7 @@ class App:
         self._capture.close()
         self._playback.close()
         self._disk.shutdown(wait=False)
+        signal.alarm(0)
 
     # --- events in -----------------------------------------------------------------------
 
@@ -351,6 +358,7 @@ class App:
             self.dispatch(Reconfigured(new, now))
             self._replace_edges(old, new)
             self._read_key()
+            log.info("the new configuration is in use")
         self._service.ready()
         return problem
 

@@ -341,13 +341,13 @@ def read_key(config: Realtime) -> Secret | None:
         return Secret(value)
     if parts.scheme == "ws":
         return None
-    raise KeyMissing(
-        f"no API key: set the credential {CREDENTIAL}, or realtime.api_key_file, then restart"
-    )
+    raise KeyMissing(f"set the credential {CREDENTIAL}, or realtime.api_key_file, then restart")
 
 
 def _first_line(path: Path, *, missing_ok: bool) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise KeyMissing(f"{path}: is not a regular file: the key must be in one")
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(4096).decode("utf-8", "replace").strip()

@@ -60,8 +60,8 @@ def sounding(ear: Ear, start: float, end: float) -> tuple[float, float, int] | N
 
 
 def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
-    """Of each millisecond in live appends: from when it was at the microphone until it was received.
-    The stretch is dated by finding it in the tap's recording."""
+    """Of each millisecond in live appends: from when it was at the microphone until it was
+    received. The stretch is dated by finding it in the tap's recording."""
     appends = [frame for frame in frames if frame.kind == APPEND]
     if not appends:
         return

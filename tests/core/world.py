@@ -101,9 +101,7 @@ class World:
         self.light_dark = True
         self.lights_work = True
         self.filter: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda event: event
-        self.core = Conversation(
-            config or Config(), random.Random(1), muted=muted, now=self.now
-        )
+        self.core = Conversation(config or Config(), random.Random(1), muted=muted, now=self.now)
         self._noise = np.random.default_rng(7)
         self._noise_rms = noise_rms
         self._room: dict[int, Samples] = {}

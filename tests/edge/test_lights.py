@@ -69,8 +69,11 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     return loop
 
 
+failures: list[DeviceError] = []
+
+
 def lights(kind: Any, *pins: int) -> Lights:
-    return Lights(config.Lights(kind=kind, pins=list(pins)))
+    return Lights(config.Lights(kind=kind, pins=list(pins)), failures.append)
 
 
 def states(pins: MockFactory, *numbers: int) -> list[float]:
@@ -180,3 +183,12 @@ def test_pins_that_fail_later_are_a_fault_of_show(pins: MockFactory) -> None:
         led.show(STEADY)
     assert error.value.fault == "lights-lost"
     led.close()
+
+
+def test_a_step_that_fails_later_is_told(loop: FakeLoop, pins: MockFactory) -> None:
+    failures.clear()
+    led = lights("led", 27)
+    led.show(BLINK)
+    led._device.close()
+    loop.pass_ms(61)
+    assert [failure.fault for failure in failures] == ["lights-lost"]

@@ -9,8 +9,10 @@ import termios
 import time
 from typing import Any
 
+import alsaaudio
 import pytest
 
+from voiced.edge import pcm
 from voiced.edge.pcm import DeviceError
 from voiced.sim import console
 from voiced.sim.console import State, Style, find_cards, main, render
@@ -222,9 +224,9 @@ def fake_cards(monkeypatch: pytest.MonkeyPatch, capture: str, playback: str) -> 
 
         return open_it
 
-    monkeypatch.setattr(console.alsaaudio, "cards", lambda: ["HDMI", "Array", "Headphones"])
-    monkeypatch.setattr(console.pcm, "open_capture", opens(capture))
-    monkeypatch.setattr(console.pcm, "open_playback", lambda *a: (opens(playback)(*a), 2))
+    monkeypatch.setattr(alsaaudio, "cards", lambda: ["HDMI", "Array", "Headphones"])
+    monkeypatch.setattr(pcm, "open_capture", opens(capture))
+    monkeypatch.setattr(pcm, "open_playback", lambda *a: (opens(playback)(*a), 2))
 
 
 def test_a_microphone_and_a_speaker_may_be_two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ class Terminal:
 
 
 @pytest.mark.skipif(not console.QUESTION.exists(), reason="alsa-utils is not installed")
-@pytest.mark.skipif(bool(console.alsaaudio.cards()), reason="a real card hears the room")
+@pytest.mark.skipif(bool(alsaaudio.cards()), reason="a real card hears the room")
 @pytest.mark.timeout(120)
 def test_a_question_is_asked_and_answered_at_a_terminal() -> None:
     terminal = Terminal()
@@ -324,7 +326,7 @@ def test_a_question_is_asked_and_answered_at_a_terminal() -> None:
         terminal.close()
 
 
-@pytest.mark.skipif(bool(console.alsaaudio.cards()), reason="a real card may be in use")
+@pytest.mark.skipif(bool(alsaaudio.cards()), reason="a real card may be in use")
 @pytest.mark.timeout(120)
 def test_a_terminated_trial_gives_the_terminal_back() -> None:
     terminal = Terminal()

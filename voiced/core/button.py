@@ -49,20 +49,24 @@ class Button:
     def tick(self, now: float) -> Press | None:
         """What time alone has decided by `now`. Ask until it is None."""
         if self._level != self._down and now >= self._quiet_until:
-            return self._settle(now)
+            return self._settle(self._quiet_until)
         if self._hold_at is not None and now >= self._hold_at:
             self._hold_at = None
             return Press.HOLD
         return None
 
-    def _settle(self, now: float) -> Press | None:
+    def _settle(self, at: float) -> Press | None:
+        """The level as it was at `at`, which a late caller learns afterwards."""
         if self._level == self._down:
             return None
-        self._quiet_until = now + DEBOUNCE_S
+        if self._hold_at is not None and at >= self._hold_at:
+            self._hold_at = None
+            return Press.HOLD  # the release is the next tick's
+        self._quiet_until = at + DEBOUNCE_S
         self._down = self._level
         if self._down:
-            self._hold_at = now + HOLD_S
+            self._hold_at = at + HOLD_S
             return Press.DOWN
-        was_tap = self._hold_at is not None and now < self._hold_at
+        was_tap = self._hold_at is not None
         self._hold_at = None
         return Press.TAP if was_tap else Press.RELEASE

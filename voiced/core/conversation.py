@@ -113,7 +113,7 @@ class Conversation:
 
     def deadline(self) -> float | None:
         """When the core wants a `Tick`, or None."""
-        times = (self._timers.next(), self._button.deadline(), self.link.due)
+        times = (self._timers.next(), self._button.deadline(), self.link.deadline)
         return min((t for t in times if t is not None), default=None)
 
     def snapshot(self) -> dict[str, Any]:
@@ -220,6 +220,7 @@ class Conversation:
 
     def _await_finger(self) -> None:
         self._turn.held = None
+        self._timers.set("ceiling", self._now + FIRST_WORD_S)
 
     def _follow_up(self) -> None:
         """Listen on, hands-free; or don't, if that is not wanted or can't be."""
@@ -338,7 +339,7 @@ class Conversation:
 
     def _forget_turn(self) -> None:
         """The deadlines of a turn go with it."""
-        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail", "mode")
+        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail")
 
     # --- button and commands -------------------------------------------------------------
 
@@ -494,6 +495,7 @@ class Conversation:
         self._stale_session = False
         if self.link.state in _HAVE_SOCKET:
             self._outbox.add(CloseLink())
+            self._timers.cancel("mode")
             self._up.session = Session()
             self._down.lose_session()
         if self.link.state not in (LinkState.DOWN, LinkState.REFUSED):
@@ -714,8 +716,13 @@ class Conversation:
             self.link.forgive()
             return
         self._close_link()
-        self.link.refuse(FAULTS[event.fault])
-        self._outbox.note("fault", event.detail, logging.WARNING, fault=event.fault)
+        fault = FAULTS[event.fault]
+        self.link.refuse(fault)
+        text = f"{fault.status}: {event.detail}"
+        self._outbox.note("fault", text, logging.WARNING, fault=event.fault)
+        if self.state is not TurnState.IDLE:
+            self._refuse(text)
+        self._cause(Cause.REFUSED)
 
     def _on_reconfigured(self, event: Reconfigured) -> None:
         before, self._config = self._config, event.config

@@ -140,7 +140,7 @@ class Downlink:
         answer = cut.answer
         sounded = {part.item_id for part in heard if part.heard_ms}
         for part in heard:
-            if part.heard_ms and not part.complete:
+            if part.item_id in sounded and not part.complete:
                 self._outbox.send(
                     self._outbox.encode.truncate(part.item_id, part.content_index, part.heard_ms)
                 )

@@ -34,7 +34,7 @@ _ROWS = (
     Fault("speaker-wrong", "speaker can't do what is configured", "see [speaker]"),
     Fault("button-lost", "button's pin can't be used", "see button.pin; is another program on it?"),
     Fault("lights-lost", "lights failed, so nothing is sent", "see [lights]"),
-    Fault("mute-not-kept", "muted, but not kept over a restart", "is the disk full or read-only?"),
+    Fault("mute-not-kept", "mute is not kept over a restart", "is the disk full or read-only?"),
     Fault("state-unreadable", "state can't be read, so it started muted", "unmute once"),
     Fault("config-invalid", "new configuration is invalid, the old one goes on", "see the journal"),
     Fault("key-missing", "no API key", "see the journal", Retry.NEVER),
@@ -74,7 +74,10 @@ _BY_CLOSE_CODE = {
     1001: "session-expired",  # "clean" for the library, but nobody asked for it
     1011: "server-error",
     1012: "server-error",
+    1013: "quota",  # "try again later" by name; the only cause seen is an empty account
     3000: "key-refused",
+    4000: "protocol-refused",
+    4004: "model-refused",
 }
 
 _BY_HTTP_STATUS = {

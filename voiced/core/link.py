@@ -27,7 +27,8 @@ class LinkState(Enum):
 
 
 class Link:
-    """Dials while it is wanted. `due` is the one deadline it has (retry, or dial too long).
+    """Dials while it is wanted. `due` is when it dials again, or has dialled for too long; REFUSED,
+    when a press may try again.
 
     A link that is down and not wanted is in service. Only REFUSED needs a person.
     """
@@ -41,6 +42,11 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self.state.name} dial {self.dial}>"
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` or `overdue` has something to look at, or None."""
+        return self.due if self.state in (LinkState.DIALLING, LinkState.WAITING) else None
 
     @property
     def failures(self) -> int:

@@ -20,7 +20,7 @@ from voiced.events import AudioSent, LinkClosed, LinkFrame, LinkOpened
 OPEN_TIMEOUT_S = 10.0
 """TCP, TLS and upgrade took 0.3-1.5 s where it was seen; a weak Wi-Fi needs some seconds more."""
 
-CLOSE_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 0.5
 """We never wait for a server to say goodbye: stopping has 2 s for everything."""
 
 PING_INTERVAL_S, PING_TIMEOUT_S = 20.0, 30.0

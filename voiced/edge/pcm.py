@@ -11,7 +11,8 @@ from typing import Any
 import alsaaudio
 
 PERIOD_MS = 20
-"""Of the microphone: one block of the core. Shorter periods cost wake-ups, longer ones delay the first word."""
+"""Of the microphone: one block of the core. Shorter ones cost wake-ups, longer ones
+delay the first word."""
 
 PLAYBACK_PERIOD_MS = 5
 """How finely a device tells its position: with periods of 20 ms what was heard of a cut answer was
@@ -38,7 +39,8 @@ def open_capture(device: str, rate: int, channels: int) -> Any:
 
 
 def open_playback(device: str, rate: int) -> tuple[Any, int]:
-    """A non-blocking S16_LE playback PCM of 120 ms, and its number of channels, 1 or 2. Raises DeviceError.
+    """A non-blocking S16_LE playback PCM of 120 ms, and its number of channels, 1 or 2. Raises
+    DeviceError.
 
     Mono is asked for; a card that only does stereo gives that.
     """

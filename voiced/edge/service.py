@@ -32,8 +32,6 @@ class Service:
         """How often `alive` must be told, at the latest; None: nobody asks."""
         address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
         self._unsent: deque[str] = deque(maxlen=UNSENT)
 
     def ready(self) -> None:
@@ -61,9 +59,10 @@ class Service:
             return
         self._unsent.append(state)
         try:
-            while self._unsent:
-                self._socket.sendto(self._unsent[0].encode(), self._address)
-                self._unsent.popleft()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as out:
+                while self._unsent:
+                    out.sendto(self._unsent[0].encode(), self._address)
+                    self._unsent.popleft()
         except BlockingIOError:
             pass  # the rest goes with the next
         except OSError as exc:  # who can't tell how it goes still works

@@ -1,0 +1,144 @@
+"""The daemon's inside: the order of events, what is kept, stopping beside a device that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import alsaaudio
+import pytest
+
+from voiced import app as apps
+from voiced.app import App, Places
+from voiced.config import Button, Config
+from voiced.edge.store import Store
+from voiced.events import (
+    Command,
+    Effect,
+    Event,
+    Flush,
+    Pattern,
+    SetMuted,
+    Show,
+    Tick,
+)
+
+DARK = Pattern("dark", (((0.0, 0.0, 0.0), 0),))
+DEADLINE_S = 15.0
+STOP_S = 2.0  # promised
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    """An app that is not running, with `tmp_path / "notify"` for systemd's socket."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    places = Places(tmp_path / "voiced.toml", tmp_path / "control", tmp_path / "state")
+    app = App(Config(button=Button(pin="none")), places)
+    return app
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(DEADLINE_S)
+        yield notify
+
+
+def test_what_a_flush_and_a_light_answer_comes_before_all_that_waits(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app._build()
+    app._open_pins()
+    handled: list[str] = []
+
+    def handle(event: Event) -> list[Effect]:
+        if isinstance(event, Command):
+            app.dispatch(Tick(0.0))  # an edge that answers at once, from within
+            assert handled == []
+        handled.append(type(event).__name__)
+        return [Flush(1, 0.0), Show(DARK)] if isinstance(event, Command) else []
+
+    monkeypatch.setattr(app._core, "handle", handle)
+    app.dispatch(Command("mute", "uid 0, pid 1", 0.0))
+    assert handled[0] == "Command"
+    assert sorted(handled[1:3]) == ["Flushed", "LightShown"]
+    assert handled[3:] == ["Tick"]
+
+
+def test_mutes_are_kept_in_the_order_they_were_said(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    overtaken, both = threading.Event(), threading.Event()
+
+    def save(_: Store, muted: bool) -> None:
+        if muted:
+            overtaken.wait(0.2)  # a slow disk
+        else:
+            overtaken.set()
+        kept.append(muted)
+        if len(kept) == 2:
+            both.set()
+
+    monkeypatch.setattr(Store, "save_muted", save)
+
+    async def run() -> None:
+        app._loop = asyncio.get_running_loop()
+        app._build()
+        app._set_muted(SetMuted(True))
+        app._set_muted(SetMuted(False))
+        assert await asyncio.to_thread(both.wait, DEADLINE_S)
+        await app._close()
+
+    asyncio.run(run())
+    assert kept == [True, False]
+
+
+@pytest.fixture
+def hanging_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Opening a device takes for ever."""
+    over = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        over.wait()
+        raise alsaaudio.ALSAAudioError("No such device [test]")
+
+    monkeypatch.setattr(alsaaudio, "PCM", hang)
+    yield
+    over.set()
+
+
+@pytest.mark.usefixtures("hanging_devices")
+@pytest.mark.parametrize("until", [b"STATUS=", b"READY=1"], ids=["starting", "ready"])
+def test_devices_that_hang_hold_up_neither_readiness_nor_the_end(
+    app: App,
+    systemd: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    until: bytes,
+) -> None:
+    ready = until == b"READY=1"
+    monkeypatch.setattr(apps, "READY_S", 0.05 if ready else 60.0)
+    caplog.set_level(logging.WARNING)
+
+    def told() -> None:
+        while not systemd.recv(4096).startswith(until):
+            pass
+
+    async def run() -> float:
+        running = asyncio.create_task(app.run())
+        await asyncio.to_thread(told)
+        began = time.monotonic()
+        app._stop.set()  # as SIGTERM does
+        assert await asyncio.wait_for(running, DEADLINE_S) == 0
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < STOP_S
+    assert ("no word of the microphone and the speaker yet" in caplog.text) == ready
