@@ -328,7 +328,8 @@ def _table(bench: Bench) -> str:
     rig = bench.calibration
     lines.append(
         f"the rig's own delay: {rig.delay_ms:.1f} ms from a write to the recording "
-        f"(spread {rig.spread_ms:.1f}), {rig.drop_ms:.1f} ms from a drop to silence"
+        f"(spread {rig.spread_ms:.1f}), {rig.drop_ms:.1f} ms from a drop to silence; "
+        + ("the daemon runs at the unit's priority" if os.geteuid() == 0 else "at normal priority")
     )
     return "\n".join(lines)
 

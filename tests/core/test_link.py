@@ -53,7 +53,18 @@ def test_up_has_no_deadline_and_no_fault() -> None:
     link = link_in(LinkState.WAITING)
     link.want(1.0)
     link.up()
-    assert (link.state, link.due, link.fault, link.failures) == (LinkState.UP, None, None, 0)
+    assert (link.state, link.due, link.fault) == (LinkState.UP, None, None)
+
+
+def test_only_a_server_that_answers_is_a_success() -> None:
+    """One that accepts us and closes at once must not be dialled without a pause for ever."""
+    link = link_in(LinkState.WAITING)
+    link.want(1.0)
+    link.up()
+    failures = link.failures
+    assert failures
+    link.worked()
+    assert link.failures == 0
 
 
 def test_a_dial_is_overdue_at_its_deadline_and_only_a_dial() -> None:

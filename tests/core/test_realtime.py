@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.world import World, voice
-from tests.sim.openai_types import SERVER_MODELS, check_client_event
+from tests.sim.openai_types import CLIENT_MODELS, SERVER_MODELS, _extras, check_client_event
 from voiced.config import Config, Realtime, Turn
 from voiced.core import realtime
 from voiced.core.realtime import Encoder, Nonsense, Other, ServerEvent, decode
@@ -298,6 +298,8 @@ def everything_said() -> list[dict[str, Any]]:
 def test_what_we_say_is_of_the_openai_packages_types(event: dict[str, Any]) -> None:
     assert event.pop("returned_id") == event["event_id"]
     check_client_event(event)
+    understood = CLIENT_MODELS[event["type"]].model_validate(event)
+    assert not list(_extras(understood)), "a server would say unknown_parameter"
 
 
 def test_every_event_has_an_id_of_its_own() -> None:
@@ -335,3 +337,9 @@ def test_a_model_that_does_not_reason_is_not_told_how() -> None:
     for config in CONFIGS:
         session = realtime.session_config(config, None, optional=True)
         assert ("reasoning" in session) == config.realtime.model.startswith("gpt-realtime-2")
+
+
+def test_a_usage_without_counts_does_not_hide_the_end_of_an_answer() -> None:
+    usage = {"total_tokens": None, "input_tokens": None}
+    said = decode(json.dumps({"type": "response.done", "response": {"id": "r", "usage": usage}}))
+    assert isinstance(said, realtime.ResponseDone)

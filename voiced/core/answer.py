@@ -101,7 +101,6 @@ class Responses:
         self.active: str | None = None
         self.live: Answer | None = None
         self.wanted = False  # a response.create waits for the active response to end
-        self.late_deltas = 0
         self._expected = 0  # asked for, not yet created
         self._doomed = 0  # of those, taken back before they were created
         self._deletes: dict[str, list[str]] = {}

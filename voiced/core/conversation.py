@@ -623,6 +623,7 @@ class Conversation:
     def _on_created(self, said: realtime.ResponseCreated) -> None:
         if said.response.out_of_band:
             return
+        self.link.worked()
         self._timers.cancel("create", "asked")
         welcome = self.state is TurnState.THINKING
         if self._down.responses.created(said.response.id, welcome=welcome):
@@ -660,10 +661,10 @@ class Conversation:
             self._cause(Cause.FAILED if failed else Cause.NO_ANSWER)
 
     def _count(self, usage: realtime.Usage) -> None:
-        self._tokens["input"] += usage.input_tokens
-        self._tokens["output"] += usage.output_tokens
-        self._tokens["total"] += usage.total_tokens
-        text = f"{usage.total_tokens} tokens"
+        self._tokens["input"] += usage.input_tokens or 0
+        self._tokens["output"] += usage.output_tokens or 0
+        self._tokens["total"] += usage.total_tokens or 0
+        text = f"{usage.total_tokens or 0} tokens"
         self._outbox.note("usage", text, logging.DEBUG, tokens=dict(self._tokens))
 
     # --- speaker -------------------------------------------------------------------------

@@ -76,6 +76,9 @@ class Link:
     def up(self) -> None:
         """The server has accepted our session."""
         self.state, self.fault, self.due = LinkState.UP, None, None
+
+    def worked(self) -> None:
+        """The server answered. A server that accepts us only to close is still failing."""
         self._backoff.reset()
 
     def lost(self, fault: Fault, now: float, *, wanted: bool) -> None:

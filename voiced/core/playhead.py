@@ -70,11 +70,3 @@ class Playhead:
             )
             for (item_id, content_index), part in self._parts.items()
         ]
-
-    def audible(self, frames_heard: int) -> str | None:
-        """The item whose frame comes next at this point, or None behind the end."""
-        for (item_id, _), frames in self._segments:
-            if frames_heard < frames:
-                return item_id
-            frames_heard -= frames
-        return None

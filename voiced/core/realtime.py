@@ -62,9 +62,9 @@ class Committed(ServerEvent, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    total_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+    total_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class Response(Struct, frozen=True):
