@@ -17,7 +17,6 @@ ELSEWHERE = {
     "sim/response.py": "sim/test_realtime_session.py",
     "sim/vad.py": "sim/test_realtime_session.py",
     "sim/trial.py": "app/test_trial.py",  # the whole daemon takes part
-    "sim/stand.py": "app/test_trial.py",
 }
 """Modules whose tests are somewhere else, and where."""
 

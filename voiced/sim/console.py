@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import locale
 import os
 import re
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import termios
@@ -29,34 +27,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import alsaaudio
 
 from voiced.edge import pcm
+from voiced.sim import stand
 from voiced.sim.board import BoardError, Finger
 from voiced.sim.rig import Mouth, Rig, RigError
+from voiced.sim.stand import BUTTON_PIN, LIGHT_PINS, QUESTION, Daemon, Server, StandError
 from voiced.sim.wav import read_wav, to_rate
 from voiced.voicectl import Connection, Message, NoDaemon, Refused, event_line
 
-QUESTION = Path("/usr/share/sounds/alsa/Front_Center.wav")
-"""Part of alsa-utils."""
-
 RATE = 48_000
-BUTTON_PIN = 17
-LIGHT_PINS = (22, 23, 24)
+"""The daemon's own default."""
 
 TAP_S = 0.08
 """A quick finger. The drawing stands still meanwhile, which nobody sees."""
 
 REDRAW_S = 0.1
 METER_MS = 100
-START_S = 15.0
-"""Server and daemon are up in 1 s on a desktop; a small board imports for seconds."""
-
-STOP_S = 4.0
-"""The daemon promises to stop in 2 s."""
-
 LOWEST_DBFS = -80
 EVENTS_KEPT = 100
 """Older ones are forgotten; few are on the screen anyway."""
@@ -65,10 +55,6 @@ Colour = tuple[float, float, float]
 
 _LONG_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]")
 """Arrows and their like: they begin as Esc does."""
-
-
-class TrialError(RuntimeError):
-    """The trial can't begin or go on. The text says why and what to do."""
 
 
 # --- What is known --------------------------------------------------------------------------
@@ -354,76 +340,25 @@ def _have_sound(stack: ExitStack) -> Sound:
 
 
 def _have_server(stack: ExitStack, folder: Path, answer: Path | None) -> str:
-    command = [sys.executable, "-m", "voiced.sim"]
-    command += ["--answer", str(answer)] if answer else []
-    with (folder / "server.log").open("wb") as log:
-        server = _start(stack, command, subprocess.PIPE, log)
-    assert server.stdout is not None
-    ready, _, _ = select.select([server.stdout], [], [], START_S)
-    line = server.stdout.readline() if ready else b""
-    if not line:
-        raise TrialError(f"the built-in server did not start:\n{_tail(folder / 'server.log')}")
-    url: str = json.loads(line)["url"]
-    return url
+    server = stack.enter_context(Server(folder, ["--answer", str(answer)] if answer else []))
+    with _starting(server.name, folder / "server.log"):
+        return server.url
 
 
-def _start(
-    stack: ExitStack, command: list[str], stdout: Any, stderr: Any
-) -> subprocess.Popen[bytes]:
-    """Start a process that Ctrl-C does not reach and that the stack stops."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
-    stack.callback(_stop, process)
-    return process
+def _have_daemon(stack: ExitStack, folder: Path, settings: stand.Settings) -> Daemon:
+    daemon = stack.enter_context(Daemon(folder, settings, {}))
+    with _starting("voiced", folder / "daemon.log"):
+        daemon.wait_ready()
+    return daemon
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+@contextlib.contextmanager
+def _starting(name: str, log: Path) -> Iterator[None]:
+    """Where there is a terminal, there is room for more than the last line."""
     try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_S)
-    if process.stdout:
-        process.stdout.close()
-
-
-def _configure(folder: Path, sound: Sound, url: str, key_file: Path | None) -> None:
-    tables: dict[str, dict[str, Any]] = {
-        "realtime": {"url": url, "api_key_file": str(key_file.resolve()) if key_file else ""},
-        "microphone": {"device": sound.microphone, "rate": RATE},
-        "speaker": {"device": sound.speaker, "rate": RATE},
-        "button": {"pin": BUTTON_PIN},
-        "lights": {"kind": "rgb", "pins": list(LIGHT_PINS)},
-    }
-    lines = []
-    for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (folder / "voiced.toml").write_text("\n".join([*lines, ""]), "utf-8")
-
-
-def _have_daemon(stack: ExitStack, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "voiced.sim.board", "--finger", str(folder / "finger"), "--"]
-    command += ["--config", str(folder / "voiced.toml"), "--socket", str(folder / "control.sock")]
-    command += ["--state-dir", str(folder / "state")]
-    with (folder / "voiced.log").open("wb") as log:
-        return _start(stack, command, log, log)
-
-
-def _connect(folder: Path, daemon: subprocess.Popen[bytes]) -> Connection:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            return Connection(str(folder / "control.sock"))
-        except NoDaemon as exc:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                raise TrialError(f"voiced did not start:\n{_tail(folder / 'voiced.log')}") from exc
-            time.sleep(0.05)
+        yield
+    except StandError as exc:
+        raise StandError(f"{name} did not start:\n{_tail(log)}") from exc
 
 
 def _tail(path: Path) -> str:
@@ -555,10 +490,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _try(stack, folder, args)
         except KeyboardInterrupt:
             return 0
-        except (TrialError, RigError, BoardError) as exc:
+        except (StandError, RigError, BoardError) as exc:
             print(exc, file=sys.stderr)
         except (NoDaemon, Refused) as exc:
-            print(f"{exc}\n{_tail(folder / 'voiced.log')}", file=sys.stderr)
+            print(f"{exc}\n{_tail(folder / 'daemon.log')}", file=sys.stderr)
         else:
             return 0
     return 1
@@ -568,10 +503,10 @@ def _try(stack: ExitStack, folder: Path, args: argparse.Namespace) -> None:
     print("starting: sound, server, voiced; x ends it", flush=True)
     sound = _have_sound(stack)
     url = args.url or _have_server(stack, folder, args.answer)
-    _configure(folder, sound, url, args.key_file)
-    daemon = _have_daemon(stack, folder)
-    finger = stack.enter_context(Finger(folder / "finger", START_S))
-    connection = stack.enter_context(_connect(folder, daemon))
+    settings = stand.settings(url, args.key_file, sound.microphone, sound.speaker)
+    daemon = _have_daemon(stack, folder, settings)
+    finger = stack.enter_context(Finger(daemon.board))
+    connection = stack.enter_context(Connection(str(daemon.control)))
     state = State(sound.name, args.url or "built-in", can_say=sound.mouth is not None)
     screen = Screen()
     with screen.taken():

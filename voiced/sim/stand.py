@@ -14,19 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 BUTTON_PIN = 17
 LIGHT_PINS = (22, 23, 24)  # red, green, blue
+QUESTION = Path("/usr/share/sounds/alsa/Front_Center.wav")  # a voice; of alsa-utils
 
-START_S = 30.0  # a cold start on a small board; here it takes 0.3 s
+START_S = 20.0  # ready in 0.4 s on a desktop, in 8 s on a slow board
 STOP_S = 5.0  # the daemon promises 2 s
 STATUS_S = 2.0  # the answer is the loop's next step
-_FOREIGN = ("CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
+# What systemd or a shell may have set for others.
+_FOREIGN = ("WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY")
 
-Told = dict[str, Any]
+Settings = Mapping[str, Mapping[str, object]]
+"""Table -> key -> value, as in voiced.toml."""
 
 
 class StandError(RuntimeError):
@@ -117,7 +121,11 @@ class Server(Process):
             dict(os.environ),
             talks=True,
         )
-        self.url = str(self._line()["url"])
+
+    @cached_property
+    def url(self) -> str:
+        """Where it listens; the first look waits until it does. Raises StandError."""
+        return str(self._line()["url"])
 
     def _line(self) -> dict[str, Any]:
         # It prints one line when it listens; a process that hangs before is stopped by a timer.
@@ -130,13 +138,12 @@ class Server(Process):
             timer.cancel()
         if not line:
             self.stop()
-            self.popen.stdout.close()
-            raise StandError(f"{self.name} did not start: {self.last_words()}")
+            raise StandError(f"{self.name} did not answer: {self.last_words()}")
         told: dict[str, Any] = json.loads(line)
         return told
 
     def verdict(self) -> list[str]:
-        """Stop it; the protocol violations it saw."""
+        """Stop it; the protocol violations it saw. Once, and after `url`. Raises StandError."""
         self.stop()
         told = self._line()
         count = told["violation_count"] - len(told["violations"])
@@ -145,52 +152,86 @@ class Server(Process):
 
 
 class Daemon(Process):
-    """voiced itself with its pins on a board, configured by `settings` (table -> key -> value)."""
+    """voiced itself with its pins on a board, configured by `settings`.
+
+    `folder` is to be its caller's alone: what is configured and logged stands in it.
+    """
 
     def __init__(
         self,
         folder: Path,
-        settings: Mapping[str, Mapping[str, object]],
+        settings: Settings,
         env: Mapping[str, str],
         module: Sequence[str] = ("voiced.sim.board",),
     ) -> None:
         self.board, self.control = folder / "board", folder / "control"
-        config = folder / "voiced.toml"
+        config, notify = folder / "voiced.toml", folder / "notify"
         config.write_text(toml(settings), "utf-8")
-        self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ready.bind(str(folder / "notify"))
         own = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notified.bind(str(notify))
         super().__init__(
             "the daemon",
             ["-m", *module, "--finger", str(self.board), "--"]
             + ["--config", str(config), "--socket", str(self.control)]
             + ["--state-dir", str(folder / "state")],
             folder / "daemon.log",
-            {**own, **env, "NOTIFY_SOCKET": str(folder / "notify")},
+            {**own, **env, "NOTIFY_SOCKET": str(notify)},
         )
+        self._ready_at: float | None = None
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="notify", daemon=True)
+        self._reader.start()
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        self._ready.close()
+        with contextlib.suppress(OSError):  # closed before
+            self._notified.shutdown(socket.SHUT_RDWR)
+        self._reader.join(STOP_S)
+        self._notified.close()
+
+    def _read(self) -> None:
+        """What systemd would read; all of it, for a full socket blocks whoever writes."""
+        while told := self._notified.recv(4096):
+            if b"READY=1" in told.split(b"\n") and self._ready_at is None:
+                self._ready_at = time.monotonic()
+                self._ready.set()
 
     def wait_ready(self) -> float:
         """Milliseconds from its start to READY=1. Raises StandError."""
-        self._ready.settimeout(0.1)
-        while time.monotonic() < self.started_at + START_S:
+        while not self._ready.wait(0.1):
             self.check()
-            with contextlib.suppress(TimeoutError):
-                if b"READY=1" in self._ready.recv(4096).split(b"\n"):
-                    return (time.monotonic() - self.started_at) * 1000
-        raise StandError(f"the daemon was not ready in {START_S:.0f} s: {self.last_words()}")
+            if time.monotonic() > self.started_at + START_S:
+                raise StandError(
+                    f"the daemon was not ready in {START_S:.0f} s: {self.last_words()}"
+                )
+        assert self._ready_at is not None
+        return (self._ready_at - self.started_at) * 1000
 
 
-def toml(settings: Mapping[str, Mapping[str, object]]) -> str:
-    """Settings as TOML. JSON's strings, numbers and lists are TOML's, too."""
+def settings(
+    url: str, key_file: Path | None, microphone: str, speaker: str
+) -> dict[str, dict[str, object]]:
+    """A daemon with all its parts: a server and its key, sound devices, a button, a light."""
+    return {
+        "realtime": {"url": url, "api_key_file": str(key_file.resolve()) if key_file else ""},
+        "microphone": {"device": microphone},
+        "speaker": {"device": speaker},
+        "button": {"pin": BUTTON_PIN},
+        "lights": {"kind": "rgb", "pins": LIGHT_PINS},
+    }
+
+
+def toml(settings: Settings) -> str:
+    """Settings as TOML. JSON's strings, numbers, truths and lists are TOML's, too.
+
+    But TOML wants DEL escaped, and has no surrogates to write a character in two halves.
+    """
     lines = []
     for table, keys in settings.items():
         lines.append(f"[{table}]")
         lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, ""]).replace("\x7f", "\\u007f")
 
 
 class Watch:
@@ -200,7 +241,7 @@ class Watch:
     """
 
     def __init__(self, daemon: Daemon) -> None:
-        self.notes: list[Told] = []  # under _changed
+        self.notes: list[dict[str, Any]] = []  # under _changed
         self.status: dict[str, Any] | None = None  # the last snapshot
         self._daemon = daemon
         self._changed = threading.Condition()
@@ -212,12 +253,20 @@ class Watch:
             raise StandError(f"the daemon's control socket: {error.strerror}") from error
         self._thread = threading.Thread(target=self._read, name="watch", daemon=True)
         self._thread.start()
-        self.wait(lambda: self.status is not None, START_S, "the daemon told no state")
+        try:
+            self.wait(lambda: self.status is not None, START_S, "the daemon told no state")
+        except StandError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. Safe twice."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(STOP_S)
@@ -254,7 +303,7 @@ class Watch:
                 self._changed.wait(0.1)
 
     def command(self, name: str) -> None:
-        """Send a command; its answer is not waited for."""
+        """Send a command; its answer is not waited for. Raises OSError if nobody takes it."""
         self._socket.sendall(json.dumps({"command": name}).encode() + b"\n")
 
     def ask_status(self) -> dict[str, Any] | None:
@@ -266,8 +315,7 @@ class Watch:
             self.wait(lambda: self.status is not before, STATUS_S, "no status")
         except (OSError, StandError):
             return None
-        status: dict[str, Any] | None = self.status
-        return status
+        return self.status
 
     def _read(self) -> None:
         with self._socket.makefile("rb") as lines, contextlib.suppress(OSError):

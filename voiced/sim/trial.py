@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from voiced.sim import report
+from voiced.sim import report, stand
 from voiced.sim.board import BoardError, Finger
 from voiced.sim.report import HEARD_RATE, Clock, Question, Rgb, Run
 from voiced.sim.rig import Calibration, Ear, Mouth, Rig, RigError, Utterance, calibrate
+from voiced.sim.stand import (
+    BUTTON_PIN,
+    LIGHT_PINS,
+    QUESTION,
+    STOP_S,
+    Daemon,
+    Server,
+    StandError,
+    Watch,
+)
 from voiced.sim.wav import Samples, WavError, read_wav, to_rate, write_wav
-
-DEFAULT_QUESTION = Path("/usr/share/sounds/alsa/Front_Center.wav")  # a voice; of alsa-utils
-BUTTON_PIN = 17
-LIGHT_PINS = (22, 23, 24)
 
 NOISE_DBFS = -45.0  # a quiet room; the built-in server's bar for speech is -40
 ROOM_S = 5.0  # of noise on each side of the questions; the gate knows its floor after 4 s
@@ -44,19 +46,14 @@ TAP_S = 0.1
 BETWEEN_S = 1.5  # from an answer's end to the next question; the follow-up window is 8 s
 QUIET_S = 1.0  # after an answer or a cancel: what comes now would be stale, or a second answer
 
-START_S = 20.0  # ready in 0.4 s on a desktop, in 8 s on a slow board
 ANSWER_S = 30.0  # built in: 0.3 s after the turn's end; a model has been seen to think for 20 s
 LONGEST_ANSWER_S = 600.0
 CUT_S = 2.0  # a cancel takes milliseconds
-STOP_S = 5.0  # the daemon stops within 2 s
 LONGEST_QUESTION_S = 100.0  # turn.longest_s is 120, with room and pre-roll
 
 CALIBRATION_BURSTS = 8  # 0.4 s each
 CLOCK_STEP_S = 1.0
 GROUP_S = 0.01  # three pins make one colour; the quickest blinking takes 60 ms a step
-
-# What systemd or a shell may have set for others.
-_FOREIGN = ("WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY")
 
 
 class TrialError(RuntimeError):
@@ -79,255 +76,12 @@ class Options:
     key_file: Path | None
 
 
-# --- processes ---------------------------------------------------------------------------
+# --- what is set up and watched ----------------------------------------------------------
 
 
-class _Process:
-    """A child in a session of its own (Ctrl-C is ours to deal with); its words go to a file."""
-
-    def __init__(
-        self, name: str, arguments: list[str], log: Path, env: dict[str, str], *, talks: bool
-    ) -> None:
-        self.name = name
-        self._log = log
-        with log.open("wb") as said:
-            self.started_at = time.monotonic()
-            self.popen = subprocess.Popen(
-                [sys.executable, *arguments],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if talks else said,
-                stderr=said,
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        if self.popen.stdout:
-            self.popen.stdout.close()
-
-    def check(self) -> None:
-        """Raises TrialError if it has ended."""
-        code = self.popen.poll()
-        if code is not None:
-            raise TrialError(f"{self.name} ended with exit code {code}: {self.last_words()}")
-
-    def last_words(self) -> str:
-        """The last line it wrote."""
-        lines = self._log.read_text(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
-
-    def stop(self) -> int:
-        """Ask it to stop, insist after STOP_S; its exit code. Safe twice."""
-        self.popen.terminate()
-        try:
-            return self.popen.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            return self.popen.wait(STOP_S)
-
-
-class _Server(_Process):
-    """The built-in Realtime server."""
-
-    def __init__(self, folder: Path, options: Options, frames: Path) -> None:
-        arguments = ["-m", "voiced.sim", "--frames", str(frames)]
-        if options.answer:
-            arguments += ["--answer", str(options.answer)]
-        super().__init__(
-            "the built-in server", arguments, folder / "server.log", dict(os.environ), talks=True
-        )
-
-    def wait_url(self) -> str:
-        """Where it listens. Raises TrialError."""
-        return str(self._line()["url"])
-
-    def _line(self) -> dict[str, Any]:
-        # It prints one line when it listens; a process that hangs before is stopped by a timer.
-        assert self.popen.stdout
-        timer = threading.Timer(START_S, self.popen.kill)
-        timer.start()
-        try:
-            line = self.popen.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            self.stop()
-            raise TrialError(f"{self.name} did not answer: {self.last_words()}")
-        told: dict[str, Any] = json.loads(line)
-        return told
-
-    def verdict(self) -> list[str]:
-        """Stop it; the protocol violations it saw."""
-        self.stop()
-        told = self._line()
-        count = told["violation_count"] - len(told["violations"])
-        texts = [str(each["text"]) for each in told["violations"]]
-        return texts + ([f"and {count} more"] if count else [])
-
-
-class _Daemon(_Process):
-    """voiced itself, with its pins on a board."""
-
-    def __init__(self, folder: Path, options: Options, url: str, rig: Rig) -> None:
-        self.board, self.control = folder / "board", folder / "control"
-        config = folder / "voiced.toml"
-        config.write_text(_config(options, url), "utf-8")
-        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notified.bind(str(folder / "notify"))
-        self._ready_at: float | None = None
-        self._ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, name="notify", daemon=True)
-        self._reader.start()
-        env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-        arguments = ["-m", "voiced.sim.board", "--finger", str(self.board), "--"]
-        arguments += ["--config", str(config), "--socket", str(self.control)]
-        arguments += ["--state-dir", str(folder / "state")]
-        super().__init__(
-            "the daemon",
-            arguments,
-            folder / "daemon.log",
-            {**env, **rig.env, "NOTIFY_SOCKET": str(folder / "notify")},
-            talks=False,
-        )
-
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
-        self._notified.shutdown(socket.SHUT_RDWR)
-        self._reader.join(STOP_S)
-        self._notified.close()
-
-    def _read(self) -> None:
-        """What systemd would read; all of it, for a full socket blocks whoever writes."""
-        while told := self._notified.recv(4096):
-            if b"READY=1" in told.split(b"\n") and self._ready_at is None:
-                self._ready_at = time.monotonic()
-                self._ready.set()
-
-    def wait_ready(self) -> float:
-        """Milliseconds from its start to READY=1. Raises TrialError."""
-        while not self._ready.wait(0.1):
-            self.check()
-            if time.monotonic() > self.started_at + START_S:
-                raise TrialError(
-                    f"the daemon was not ready in {START_S:.0f} s: {self.last_words()}"
-                )
-        assert self._ready_at is not None
-        return (self._ready_at - self.started_at) * 1000
-
-    def cost(self) -> report.Daemon:
-        """CPU time and peak memory so far; unknown if it has ended."""
-        proc = Path(f"/proc/{self.popen.pid}")
-        try:
-            ticks = [int(n) for n in (proc / "stat").read_text().rpartition(")")[2].split()[11:13]]
-            status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-            peak_kb = int(status["VmHWM"].split()[0])
-        except (OSError, KeyError, ValueError):
-            return report.Daemon(cpu_s=None, peak_rss_mb=None)
-        cpu_s = sum(ticks) / os.sysconf("SC_CLK_TCK")
-        return report.Daemon(cpu_s=round(cpu_s, 2), peak_rss_mb=round(peak_kb * 1024 / 1e6, 1))
-
-
-def _config(options: Options, url: str) -> str:
-    """The daemon's configuration. JSON's strings and lists are TOML's, too."""
-
-    def line(key: str, value: object) -> str:
-        return f"{key} = {json.dumps(value, ensure_ascii=False)}"
-
-    key = [line("api_key_file", str(options.key_file.resolve()))] if options.key_file else []
-    return "\n".join(
-        [
-            *("[realtime]", line("url", url), *key),
-            *("[microphone]", line("device", Rig.microphone)),
-            *("[speaker]", line("device", Rig.speaker)),
-            *("[button]", line("pin", BUTTON_PIN)),
-            *("[lights]", line("kind", "rgb"), line("pins", LIGHT_PINS)),
-            *("[turn]", line("end", options.end), ""),
-        ]
-    )
-
-
-# --- what is watched ---------------------------------------------------------------------
-
-
-class _Watch:
-    """The daemon's control socket: keeps its events, and answers what state it is in.
-
-    `notes` grows by some ten events per turn.
-    """
-
-    def __init__(self, daemon: _Daemon) -> None:
-        self.notes: list[dict[str, Any]] = []  # under _changed
-        self.status: dict[str, Any] | None = None  # the last snapshot
-        self._daemon = daemon
-        self._changed = threading.Condition()
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.connect(str(daemon.control))
-        except OSError as error:
-            self._socket.close()
-            raise TrialError(f"the daemon's control socket: {error.strerror}") from error
-        self._thread = threading.Thread(target=self._read, name="watch", daemon=True)
-        self._thread.start()
-        self.wait(lambda: self.status is not None, START_S, "the daemon told no state")
-
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(STOP_S)
-        self._socket.close()
-
-    @property
-    def state(self) -> str:
-        """The turn's state."""
-        with self._changed:
-            return next((n["turn"] for n in reversed(self.notes) if n["event"] == "turn"), "idle")
-
-    def seen(self, name: str, since: float, **fields: object) -> bool:
-        """Whether such an event came since then."""
-        with self._changed:
-            return any(
-                note["event"] == name and note["t"] >= since and fields.items() <= note.items()
-                for note in reversed(self.notes)
-            )
-
-    def wait(self, done: Callable[[], bool], timeout_s: float, complaint: str) -> None:
-        """Raises TrialError after `timeout_s`, or if the daemon ends."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while not done():
-                self._daemon.check()
-                if time.monotonic() > deadline:
-                    raise TrialError(f"{complaint} (waited {timeout_s:.0f} s)")
-                self._changed.wait(0.1)
-
-    def ask_status(self) -> dict[str, Any] | None:
-        """A fresh snapshot, or None if the daemon has none to give."""
-        with self._changed:
-            self.status = None
-        try:
-            self._socket.sendall(b'{"command": "status"}\n')
-            self.wait(lambda: self.status is not None, CUT_S, "no status")
-        except (OSError, TrialError):
-            return None
-        return self.status
-
-    def _read(self) -> None:
-        with self._socket.makefile("rb") as lines, contextlib.suppress(OSError):
-            for line in lines:
-                told = json.loads(line)
-                with self._changed:
-                    if "event" in told:
-                        self.notes.append(told)
-                    elif "snapshot" in told:
-                        self.status = told["snapshot"]
-                    self._changed.notify_all()
+def _settings(options: Options, url: str) -> stand.Settings:
+    parts = stand.settings(url, options.key_file, Rig.microphone, Rig.speaker)
+    return {**parts, "turn": {"end": options.end}}
 
 
 class _Lights:
@@ -358,10 +112,13 @@ class _Stage:
     mouth: Mouth
     ear: Ear
     finger: Finger
-    watch: _Watch
+    watch: Watch
 
     def ask(self, question: Question) -> None:
-        """Put one question and hear its answer out. Raises TrialError when it goes wrong."""
+        """Put one question and hear its answer out.
+
+        Raises TrialError, StandError or BoardError when it goes wrong.
+        """
         at = question.asked_at + LEAD_S
         question.held = self.options.hold
         utterance = self.mouth.say(question.samples, at)
@@ -447,7 +204,8 @@ def _sleep_until(at: float, plus_s: float = 0.0) -> None:
 def run(options: Options) -> Run:
     """Put the questions; all that was recorded.
 
-    Raises TrialError, RigError, WavError, BoardError and OSError, each with one clear line.
+    Raises TrialError, StandError, RigError, WavError, BoardError and OSError, each with one clear
+    line.
     """
     questions = [_question(path) for path in options.questions]
     with contextlib.ExitStack() as stack:
@@ -455,13 +213,14 @@ def run(options: Options) -> Run:
         rig = stack.enter_context(Rig())
         rig.apply()
         frames = options.frames or folder / "frames.jsonl"
-        server = None if options.url else stack.enter_context(_Server(folder, options, frames))
+        arguments = ["--frames", str(frames)]
+        arguments += ["--answer", str(options.answer)] if options.answer else []
+        server = None if options.url else stack.enter_context(Server(folder, arguments))
         ear = stack.enter_context(Ear(rig))
         calibration = calibrate(rig, ear, CALIBRATION_BURSTS)
         mouth = stack.enter_context(Mouth(rig, NOISE_DBFS))
-        daemon = stack.enter_context(
-            _Daemon(folder, options, server.wait_url() if server else str(options.url), rig)
-        )
+        url = server.url if server else str(options.url)
+        daemon = stack.enter_context(Daemon(folder, _settings(options, url), rig.env))
         found = _converse(options, questions, mouth, ear, daemon, calibration)
         if server:
             found.update(violations=server.verdict(), frames=list(_lines(frames)))
@@ -473,12 +232,12 @@ def _converse(
     questions: list[Question],
     mouth: Mouth,
     ear: Ear,
-    daemon: _Daemon,
+    daemon: Daemon,
     calibration: Calibration,
 ) -> dict[str, Any]:
     """Ask every question, stop the daemon; the fields of a Run that do not need the server."""
     ready_ms = daemon.wait_ready()
-    with Finger(daemon.board) as finger, _Watch(daemon) as watch:
+    with Finger(daemon.board) as finger, Watch(daemon) as watch:
         assert watch.status is not None
         for fault in watch.status["faults"]:
             raise TrialError(f"the daemon has a fault: {fault['fault']}: {fault['detail']}")
@@ -487,7 +246,7 @@ def _converse(
         stage = _Stage(options, mouth, ear, finger, watch)
         asked = list(_ask_all(stage, questions))
         _sleep_until(time.monotonic(), ROOM_S - QUIET_S)  # it was quiet for the rest already
-        status, cost = watch.ask_status(), daemon.cost()
+        status, cost = watch.ask_status(), report.Daemon(**daemon.cost()._asdict())
         daemon.stop()
         ended_at = time.monotonic()
         ear.wait_until(ended_at, STOP_S)
@@ -519,7 +278,7 @@ def _ask_all(stage: _Stage, questions: list[Question]) -> Iterator[Question]:
         question.asked_at = time.monotonic()
         try:
             stage.ask(question)
-        except (TrialError, BoardError) as error:
+        except (TrialError, StandError, BoardError) as error:
             question.problems.append(str(error))
             left = len(questions) - number - 1
             if left:
@@ -601,7 +360,7 @@ def _options(argv: list[str] | None) -> Options:
     if args.cancel_after is not None and not 0 <= args.cancel_after <= LONGEST_ANSWER_S:
         parser.error(f"--cancel-after: {args.cancel_after} is not 0 to {LONGEST_ANSWER_S:.0f}")
     return Options(
-        questions=args.wav or [DEFAULT_QUESTION],
+        questions=args.wav or [QUESTION],
         out=args.out,
         report=args.report,
         frames=args.frames,
@@ -652,7 +411,7 @@ def main(argv: list[str] | None = None) -> int:
         recorded = run(options)
         result = report.compute(recorded)
         places = _write(options, recorded.heard, result)
-    except (TrialError, RigError, WavError, BoardError, OSError) as error:
+    except (TrialError, StandError, RigError, WavError, BoardError, OSError) as error:
         _say(str(error))
         return 1
     except KeyboardInterrupt:
