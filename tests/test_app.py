@@ -39,8 +39,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """An app that is not running, with `tmp_path / "notify"` for systemd's socket."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     places = Places(tmp_path / "voiced.toml", tmp_path / "control", tmp_path / "state")
-    app = App(Config(button=Button(pin="none")), places)
-    return app
+    return App(Config(button=Button(pin="none")), places)
 
 
 @pytest.fixture

@@ -66,6 +66,9 @@ STUCK_S = 5.0
 STOP_S = 2
 """The longest a stop may take: 0.5 s to tell the server, 0.5 and 1 s for the audio threads."""
 
+BLOCKS_AT_ONCE = 5
+"""Of a batch of blocks: between them the loop looks at everything else, a press above all."""
+
 TAP_S = 0.08
 """How long `voicectl tap` holds the button: a quick finger."""
 
@@ -222,8 +225,11 @@ class App:
             pass  # the loop is closed: a thread that hung in its device came too late
 
     def _take_blocks(self) -> None:
-        for block in self._capture.take():
+        blocks = self._capture.take(BLOCKS_AT_ONCE)
+        for block in blocks:
             self.dispatch(block)
+        if len(blocks) == BLOCKS_AT_ONCE:
+            self._loop.call_soon(self._take_blocks)
 
     def dispatch(self, event: Event) -> None:
         """Give the core one event and do what it says. In the loop's thread only."""
@@ -236,7 +242,7 @@ class App:
                 self._handle(self._events.popleft())
         finally:
             self._handling = False
-        self._capture.urgent = self._core.listens
+        self._capture.urgent = self._core.listens or self._control.is_metered
         self._set_timer()
 
     def _handle(self, event: Event) -> None:

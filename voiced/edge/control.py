@@ -71,6 +71,11 @@ class Control:
         for client in list(self._clients):
             client.drop()
 
+    @property
+    def is_metered(self) -> bool:
+        """True if somebody looks at the meter."""
+        return any(client.is_metered for client in self._clients)
+
     def tell(self, event: dict[str, Any]) -> None:
         """Send an event to everybody who is connected."""
         if self._clients:
@@ -123,6 +128,10 @@ class _Client:
         self._writer = writer
         self._timer: asyncio.TimerHandle | None = None
         self.who = _who(writer.get_extra_info("socket"))
+
+    @property
+    def is_metered(self) -> bool:
+        return self._timer is not None
 
     def send(self, line: bytes) -> bool:
         """False if the client is so far behind that it was dropped."""
