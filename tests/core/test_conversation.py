@@ -774,3 +774,15 @@ def test_random_orderings_never_break_a_rule(seed: int) -> None:
     assert world.core.link.state is LinkState.DOWN
     asked(world, world.now + 3)
     assert [v["text"] for v in world.verdict.violations] == []
+
+
+def test_the_meter_counts_what_is_said_sent_and_heard_as_it_happens() -> None:
+    world = asked(World())
+    world.run(0.5)
+    meter = world.core.meter()
+    assert meter["said_s"] == pytest.approx(2.2, abs=0.3)
+    assert meter["sent_s"] == pytest.approx(meter["said_s"], abs=0.05)
+    assert meter["heard_s"] == pytest.approx(0.5, abs=0.05)
+    world.command("interrupt")
+    world.run(0.0)
+    assert world.core.meter()["heard_s"] == pytest.approx(len(world.heard) / WIRE_RATE, abs=0.01)

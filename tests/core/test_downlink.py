@@ -77,7 +77,7 @@ def test_a_whole_answer_is_played_to_its_end(desk: Desk) -> None:
     assert effects[-1] == EndPlay(0)
     assert desk.down.drained(0)
     assert desk.down.live is None
-    assert desk.down.seconds_heard == 0.2
+    assert desk.down.seconds_heard(0.0) == 0.2
 
 
 def test_audio_of_anything_but_the_live_answer_is_dropped_and_counted(desk: Desk) -> None:

@@ -142,9 +142,9 @@ class Conversation:
         return {
             **{name: round(getattr(reading, name), 1) if reading else None for name in levels},
             "gate_open": self._microphone.open,
-            "said_s": round(self._up.turn.utterance.frames / WIRE_RATE, 2),
+            "said_s": round(self._up.frames_said / WIRE_RATE, 2),
             "sent_s": round(self._up.frames_sent / WIRE_RATE, 2),
-            "heard_s": round(self._down.seconds_heard, 2),
+            "heard_s": round(self._down.seconds_heard(self._now), 2),
         }
 
     @property
@@ -670,6 +670,7 @@ class Conversation:
     # --- speaker -------------------------------------------------------------------------
 
     def _on_started(self, event: PlaybackStarted) -> None:
+        self._down.started(event.at)
         self._outbox.note("sound", "first sample to the speaker", logging.DEBUG)
 
     def _on_drained(self, event: PlaybackDrained) -> None:

@@ -33,6 +33,7 @@ class Downlink:
     def __init__(self, outbox: Outbox, timers: Timers) -> None:
         self.responses = Responses()
         self.frames_heard = 0
+        self._sounds_since: float | None = None
         self.late_deltas = 0
         self._outbox = outbox
         self._timers = timers
@@ -119,6 +120,7 @@ class Downlink:
     def flushed(self, event: Flushed) -> None:
         """Tell the model what was heard: truncate, cancel, and delete what was never heard."""
         cut, self._cut = self._cut, None
+        self._sounds_since = None
         if cut is None:
             return
         answer = cut.answer
@@ -162,6 +164,7 @@ class Downlink:
         if epoch != self.epoch or live is None or not live.complete:
             return False
         self.frames_heard += live.frames_received
+        self._sounds_since = None
         self.responses.live = None
         self.epoch += 1
         return True
@@ -173,6 +176,13 @@ class Downlink:
         for item in items:
             self._outbox.send(self._outbox.encode.delete(item))
 
-    @property
-    def seconds_heard(self) -> float:
-        return self.frames_heard / WIRE_RATE
+    def started(self, at: float) -> None:
+        """The live answer began to sound."""
+        self._sounds_since = at
+
+    def seconds_heard(self, now: float) -> float:
+        """Since the start; of the answer that sounds now by the clock, not by the device."""
+        seconds = self.frames_heard / WIRE_RATE
+        if self.live and self._sounds_since is not None:
+            seconds += min(now - self._sounds_since, self.live.frames_received / WIRE_RATE)
+        return seconds

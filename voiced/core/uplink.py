@@ -78,6 +78,7 @@ class Uplink:
         self.config = config
         self.session = Session()
         self.turn = Turn(0.0, Utterance(config.turn.longest_s))
+        self.frames_said = 0
         self.frames_sent = 0
         self._outbox = outbox
         self._timers = timers
@@ -99,6 +100,7 @@ class Uplink:
             if not turn.utterance.extend(samples):
                 return False
             turn.collected_until = at
+            self.frames_said += len(samples)
         return True
 
     def pad(self) -> None:
