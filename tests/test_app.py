@@ -15,10 +15,11 @@ import alsaaudio
 import pytest
 
 from voiced import app as apps
-from voiced.app import App, Places
+from voiced.app import TAP_S, App, Places
 from voiced.config import Button, Config
 from voiced.edge.store import Store
 from voiced.events import (
+    ButtonEdge,
     Command,
     Effect,
     Event,
@@ -141,3 +142,30 @@ def test_devices_that_hang_hold_up_neither_readiness_nor_the_end(
 
     assert asyncio.run(run()) < STOP_S
     assert ("no word of the microphone and the speaker yet" in caplog.text) == ready
+
+
+def test_a_bug_in_the_core_ends_the_daemon_instead_of_leaving_it_half_done(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> int:
+        running = asyncio.create_task(app.run())
+        while not hasattr(app, "_core"):  # built in the task's first step
+            await asyncio.sleep(0)
+        monkeypatch.setattr(app._core, "handle", lambda event: 1 / 0)
+        app.dispatch(Tick(0.0))
+        return await asyncio.wait_for(running, DEADLINE_S)
+
+    assert asyncio.run(run()) == 70
+
+
+def test_a_tap_while_a_finger_holds_does_not_let_go_for_it(app: App) -> None:
+    async def run() -> None:
+        app._loop = asyncio.get_running_loop()
+        app._build()
+        app.dispatch(ButtonEdge(True, time.monotonic()))
+        assert not app._command("tap", "uid 0, pid 1")["ok"]
+        await asyncio.sleep(TAP_S * 2)
+        assert app._core.is_pressed
+        await app._close()
+
+    asyncio.run(run())

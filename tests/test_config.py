@@ -67,7 +67,7 @@ def test_one_channel_or_several_are_used(use: str, channels: tuple[int, ...]) ->
         ("[speaker]\nvolume = 101", ["speaker.volume", "101", "0 to 100"]),
         ("[speaker]\nvolume = true", ["speaker.volume", "true", "0 to 100"]),
         ('[speaker]\ndevice = ""', ["speaker.device", '""', "an ALSA name"]),
-        ("[button]\npin = 58", ["button.pin", "58", 'a GPIO number (BCM), or "none"']),
+        ("[button]\npin = 58", ["button.pin", "58", 'a GPIO number (BCM), 0 to 57, or "none"']),
         ('[button]\npin = "no"', ["button.pin", '"no"', '"none"']),
         ('[lights]\nkind = "neon"', ["lights.kind", '"neon"', '"pwm" (dims)']),
         ('[lights]\nkind = "rgb"\npins = [22]', ["lights.pins", "[22]", "3 pin(s)"]),

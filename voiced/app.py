@@ -1,7 +1,7 @@
-"""Builds the edges around the core and carries its effects out: event -> core -> effects -> edges.
+"""Puts edges and core together: each event goes through the core, and what it answers is done.
 
-One loop, one thread for each sound device, one task group. Nothing in the loop waits on a device,
-a disk or the network.
+The loop serves all but the sound devices, which have a thread each, and the disk. Only a reload
+makes it wait, for a device's thread to end.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ from voiced.events import (
 
 log = logging.getLogger("voiced")
 
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h; the unit restarts us
+
 READY_S = 5.0
 """Devices are held or known to be missing long before; a sound server that hangs is a fault, not
 a reason to be no service."""
@@ -102,6 +104,7 @@ class App:
         self._timer: asyncio.TimerHandle | None = None
         self._lights: Lights | None = None
         self._button: Button | None = None
+        self._exit_code = 0
         self._awaited = {"microphone", "speaker"}
         self._all_met = asyncio.Event()
 
@@ -123,7 +126,14 @@ class App:
                     task.cancel()
         finally:
             await self._close()
-        return 0
+        return self._exit_code
+
+    def _stop_for_bug(self) -> None:
+        """An exception nobody expected: half of an event may be undone. Better a new start than a
+        device that looks alive."""
+        log.critical("stopping for a bug", exc_info=True)
+        self._exit_code = EXIT_BUG
+        self._stop.set()
 
     # --- building ------------------------------------------------------------------------
 
@@ -240,6 +250,9 @@ class App:
         try:
             while self._events:
                 self._handle(self._events.popleft())
+        except Exception:
+            self._events.clear()
+            self._stop_for_bug()
         finally:
             self._handling = False
         self._capture.urgent = self._core.listens or self._control.is_metered
@@ -319,6 +332,8 @@ class App:
             return {"ok": problem is None, "text": problem or "reloaded"}
         if name in COMMANDS:
             return self._ask(Command(name, who, time.monotonic()))
+        if name in ("press", "tap") and self._core.is_pressed:
+            return {"ok": False, "text": "the button is down already: release it first"}
         if name in ("press", "release", "tap"):
             answer = self._ask(ButtonEdge(name != "release", time.monotonic(), who))
             if name == "tap":

@@ -114,7 +114,7 @@ class Speaker(_Table, frozen=True):
 class Button(_Table, frozen=True):
     pin: Annotated[
         Annotated[int, Meta(ge=0, le=57)] | Literal["none"],
-        Meta(description='a GPIO number (BCM), or "none"'),
+        Meta(description='a GPIO number (BCM), 0 to 57, or "none"'),
     ] = 17
 
 
@@ -125,7 +125,9 @@ class Lights(_Table, frozen=True):
     ] = "none"
     pins: Annotated[
         list[Annotated[int, Meta(ge=0, le=57)]],
-        Meta(description="GPIO numbers (BCM): one for led and pwm, red, green, blue for rgb"),
+        Meta(
+            description="GPIO numbers (BCM), 0 to 57: one for led and pwm, red, green, blue for rgb"
+        ),
     ] = []
 
 
@@ -224,6 +226,11 @@ def _shown(value: Any) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()[:80]
 
 
+def _without_secrets(url: str) -> str:
+    """What of an address may be shown: people paste passwords and tokens into them."""
+    return re.sub(r"\?.*", "?***", re.sub(r"//[^/]*@", "//***@", url))
+
+
 def _struct_at(keys: list[str]) -> Any:
     here: Any = Config
     for key in keys:
@@ -254,7 +261,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
                 f"channel {channel} does not exist: microphone.channels = {mic.channels} "
                 f"has channels 0 to {mic.channels - 1}",
             )
-    if re.match(r"""(plug:(SLAVE=)?['"]?)?(default|sysdefault|dmix)\b""", speaker.device):
+    if re.match(r"\s*(plug:.*)?\b(default|sysdefault|dmix)\b", speaker.device):
         yield (
             "speaker.device",
             speaker.device,
@@ -270,7 +277,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
     if len(set(used)) != len(used):
         yield "lights.pins", lights.pins, "a pin is used twice (see button.pin, too)"
     if problem := url_problem(config.realtime.url):
-        yield "realtime.url", config.realtime.url, problem
+        yield "realtime.url", _without_secrets(config.realtime.url), problem
+    key_file = config.realtime.api_key_file
+    if key_file and "/" not in key_file:
+        yield "realtime.api_key_file", "...", "must be a path with a /, and never the key itself"
 
 
 def url_problem(url: str) -> str | None:
@@ -341,7 +351,9 @@ def read_key(config: Realtime) -> Secret | None:
         return Secret(value)
     if parts.scheme == "ws":
         return None
-    raise KeyMissing(f"set the credential {CREDENTIAL}, or realtime.api_key_file, then restart")
+    raise KeyMissing(
+        f"set the credential {CREDENTIAL} and restart, or realtime.api_key_file and reload"
+    )
 
 
 def _first_line(path: Path, *, missing_ok: bool) -> str:
@@ -356,7 +368,7 @@ def _first_line(path: Path, *, missing_ok: bool) -> str:
             return ""
         raise KeyMissing(
             f"realtime.api_key_file = {path}: can't be read: {exc.strerror}. "
-            "Write the key into it, then restart"
+            "Write the key into it, then reload"
         ) from exc
     if mode & 0o077 and not missing_ok:
         raise KeyMissing(

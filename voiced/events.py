@@ -1,4 +1,4 @@
-"""The shared vocabulary: what happened (events) and what to do (effects).
+"""The words that core and edges have in common: events come in, effects go out.
 
 Edges turn the outside world into events; the core answers each event with effects; edges carry
 them out. Every time is CLOCK_MONOTONIC in seconds. Audio is mono int16 at `WIRE_RATE`.
@@ -23,6 +23,9 @@ BLOCK_MS = 20
 BLOCK_FRAMES = WIRE_RATE * BLOCK_MS // 1000
 """The microphone arrives in blocks of this many frames, always."""
 
+LED_BAR = 0.4
+"""A plain LED, which can't dim, is on for colours brighter than this."""
+
 Device = Literal["microphone", "speaker", "button", "lights", "state", "mute", "config"]
 
 
@@ -37,9 +40,9 @@ class Pattern:
     steps: tuple[tuple[tuple[float, float, float], int], ...]
 
     @property
-    def dark(self) -> bool:
-        """True if no step ever lights up: what is shown when nothing may leave the device."""
-        return all(max(colour) == 0 for colour, _ in self.steps)
+    def lit(self) -> bool:
+        """True if a plain LED is on in every step: what must be shown while sound leaves."""
+        return all(max(colour) > LED_BAR for colour, _ in self.steps)
 
 
 # --- What happened -------------------------------------------------------------------------

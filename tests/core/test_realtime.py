@@ -131,7 +131,6 @@ def test_audio_that_is_none_is_nonsense(field: str, value: object) -> None:
         '{"type":"session.updated","session":' + "[" * 5_000 + "]" * 5_000 + "}",
         '{"type":"session.updated","session":' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
         '{"type":"x","y":' + "[" * 100_000 + "]" * 100_000 + "}",
-        '{"type":"input_audio_buffer.speech_started","item_id":"i","audio_start_ms":1e999999}',
         '{"type":"\ud800"}',
     ],
     ids=lambda frame: repr(frame)[:40],

@@ -297,7 +297,7 @@ class World:
         if not self.lights_work:
             return
         self.lights.append((self.now, effect.pattern.name))
-        self.light_dark = effect.pattern.dark
+        self.light_dark = not effect.pattern.lit
         self._pending.insert(0, LightShown(effect.pattern, self.now))
 
     def _do_mute(self, effect: SetMuted) -> None:

@@ -121,6 +121,16 @@ class Responses:
         live, self.live = self.live, None
         return live
 
+    @property
+    def has_doomed(self) -> bool:
+        """Something taken back may still be created."""
+        return self._doomed > 0
+
+    def give_up(self) -> None:
+        """What was taken back will not be created any more."""
+        self._expected -= self._doomed
+        self._doomed = 0
+
     def created(self, response_id: str, *, welcome: bool) -> bool:
         """The server began a response. True if it is the one to play; else cancel it."""
         self.active = response_id
@@ -132,6 +142,7 @@ class Responses:
         if not was_expected or not welcome or self.live is not None:
             return False
         self.live = Answer(response_id)
+        self.wanted = False
         return True
 
     def is_live(self, response_id: str) -> bool:

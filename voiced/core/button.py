@@ -32,6 +32,15 @@ class Button:
         self._quiet_until = float("-inf")
         self._hold_at: float | None = None
 
+    @property
+    def is_down(self) -> bool:
+        """As it was reported last."""
+        return self._down
+
+    def is_settled(self, now: float) -> bool:
+        """True if an edge now is no bounce."""
+        return now >= self._quiet_until
+
     def edge(self, down: bool, now: float) -> Press | None:
         """A raw edge at `now`; what it means at once, if anything."""
         self._level = down

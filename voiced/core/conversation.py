@@ -24,7 +24,7 @@ from voiced.core.outbox import Outbox
 from voiced.core.session import Session
 from voiced.core.timers import Timers
 from voiced.core.turn import Action, Cause, TurnState, UnlistedCause, follow
-from voiced.core.uplink import UNHEARD_S, Turn, Uplink
+from voiced.core.uplink import STALE_S, UNHEARD_S, Turn, Uplink
 from voiced.events import (
     BLOCK_MS,
     WIRE_RATE,
@@ -68,6 +68,9 @@ TAIL_S = 0.1
 FIRST_WORD_S = 10.0
 """How long a press listens for a first word."""
 
+ACTIVE_RESPONSE = "conversation_already_has_active_response"
+"""Error code: our response.create was lost, or the server's own attempt; `event_id` may be null."""
+
 THINKING_S = 60.0
 """Twice the longest a model has been seen to think."""
 
@@ -97,7 +100,7 @@ class Conversation:
         self._refused_until = float("-inf")
         self._status = ""
         self._key_detail = ""
-        self._stale_session = False
+        self._next_config: Config | None = None
         self._tokens = {"input": 0, "output": 0, "total": 0}
         self._counters = {"turns": 0, "unheard_turns": 0, "nonsense": 0, "unknown_events": 0}
 
@@ -106,7 +109,7 @@ class Conversation:
 
     def handle(self, event: Event) -> list[Effect]:
         """Take one event; what is to be done about it, in this order."""
-        self._outbox.now = event.at
+        self._outbox.now = max(self._outbox.now, event.at)  # blocks come in batches, and late
         _HANDLERS[type(event)](self, event)
         self._settle()
         return self._outbox.take()
@@ -146,6 +149,11 @@ class Conversation:
             "sent_s": round(self._up.frames_sent / WIRE_RATE, 2),
             "heard_s": round(self._down.seconds_heard(self._now), 2),
         }
+
+    @property
+    def is_pressed(self) -> bool:
+        """True while the button is down, whoever holds it."""
+        return self._button.is_down
 
     @property
     def listens(self) -> bool:
@@ -197,8 +205,7 @@ class Conversation:
         turn = self._config.turn
         if self.state is TurnState.IDLE:
             self._timers.set("hang_up", self._now + turn.hang_up_s)
-            if self._stale_session:
-                self._close_link()
+            self._take_config()
             return
         ceiling_s = {
             TurnState.LISTENING: FIRST_WORD_S if self._turn.by_press else turn.follow_up_s,
@@ -214,7 +221,7 @@ class Conversation:
         pass
 
     def _open(self) -> None:
-        """A press: the microphone is live with the ring's past, the link dials meanwhile."""
+        """A press. Hearing began long before; the link is dialled while the user speaks."""
         self._up.begin(self._now - self._preroll_s, by_press=True)
         self._counters["turns"] += 1
 
@@ -228,13 +235,18 @@ class Conversation:
         self._up.begin(self._now, held=False)
         if self._why_refused() or not self._config.turn.follow_up_s:
             self._cause(Cause.TIMEOUT)
-        elif not self._config.gate.enabled:
-            self._cause(Cause.SPEECH)
+        else:
+            self._listen(self._config.turn.follow_up_s)
 
     def _hands_free(self) -> None:
+        self._listen(FIRST_WORD_S)
+
+    def _listen(self, window_s: float) -> None:
+        """Hands-free from now on. Without a gate all is speech until the server says otherwise."""
         self._turn.held = False
         if not self._config.gate.enabled:
             self._cause(Cause.SPEECH)
+            self._timers.set("gateless", self._now + window_s)
         elif self._microphone.spoken_since(self._turn.earliest):
             self._cause(Cause.SPEECH)
             if not self._microphone.open:
@@ -250,7 +262,7 @@ class Conversation:
 
     def _collect_speech(self) -> None:
         turn = self._turn
-        self._timers.cancel("grace", "unheard")
+        self._timers.cancel("grace", "unheard", "stale")
         turn.collecting = True
         turn.padded = False
         earliest = max(turn.earliest, turn.collected_until)
@@ -258,15 +270,16 @@ class Conversation:
             self._collect(self._microphone.from_onset(earliest))
         else:
             self._collect(self._microphone.since(earliest))
-            self._timers.set("gateless", self._now + FIRST_WORD_S)
 
     def _await_end(self) -> None:
         """The gate closed: the silence is out, too. If the server does not see it, zeros help."""
         self._turn.collecting = False
         self._timers.set("grace", self._now + GRACE_S)
+        self._timers.set("stale", self._now + STALE_S)
 
     def _end_turn(self) -> None:
         self._timers.cancel("grace", "unheard", "gateless")
+        self._timers.set("stale", self._now + STALE_S)
         if self._turn.released_at is None:
             self._up.end_collecting()
         else:
@@ -274,14 +287,14 @@ class Conversation:
 
     def _await_answer(self) -> None:
         self._turn.ended = True
-        self._timers.cancel("grace", "unheard", "gateless")
+        self._timers.cancel("grace", "unheard", "gateless", "stale")
         self._timers.set("asked", self._now + ASKED_S)
 
     def _go_on(self) -> None:
         """The user speaks on before the answer sounds: it is taken back."""
         self._cut()
         turn = self._turn
-        turn.ended = turn.ending = turn.answered = False
+        turn.ended = turn.ending = turn.spent = False
         turn.server_heard = True
         if not turn.collecting:
             self._await_end()
@@ -296,11 +309,15 @@ class Conversation:
         self._counters["unheard_turns"] += 1
         self._outbox.note("unheard", "the server heard no speech in it", logging.INFO)
         self._abandon()
-        self._turn.held = False
+        if self._config.gate.enabled:
+            self._turn.held = False
+        else:
+            self._cause(Cause.TIMEOUT)  # it heard nothing in the whole window
 
     def _play(self) -> None:
         self._forget_turn()
         self._turn.collecting = False
+        self._timers.set("asked", self._now + ASKED_S)  # until the answer is complete
 
     def _cut(self) -> None:
         self._forget_turn()
@@ -317,16 +334,18 @@ class Conversation:
     def _replay(self) -> None:
         """The session that had the turn is gone: the next one gets it whole."""
         turn = self._turn
-        self._timers.cancel("grace", "unheard", "gateless")
-        if turn.answered:
+        if turn.spent:
             self._refuse("the link was lost in the middle of the answer")
             self._cause(Cause.FAILED)
             return
+        self._timers.cancel("grace", "unheard")
+        heard, gated = turn.server_heard, self._config.gate.enabled
         self._up.rewind()
+        turn.replay = turn.replay or gated or heard or bool(turn.held)
         if self.state is TurnState.THINKING:
             turn.ending = True
-        elif not turn.collecting:
-            self._cause(Cause.END)
+        elif not turn.collecting or (turn.replay and not gated and not turn.held):
+            self._cause(Cause.END)  # without a gate nothing here would hear the end
 
     def _leave(self) -> None:
         self._forget_turn()
@@ -339,7 +358,7 @@ class Conversation:
 
     def _forget_turn(self) -> None:
         """The deadlines of a turn go with it."""
-        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail")
+        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail", "stale")
 
     # --- button and commands -------------------------------------------------------------
 
@@ -349,8 +368,9 @@ class Conversation:
             by = f" by {event.who}" if event.who else ""
             self._outbox.note("press", f"press{by}", logging.INFO)
         refusal = self._press(press) if press else None
-        if event.down and press is None:
+        if event.down and press is None and self._button.is_settled(event.at):
             refusal = "the button is down already: release it first"
+            self._refuse(refusal)
         if event.who is not None:
             self._outbox.add(Reply(refusal is None, refusal or self.state.value))
 
@@ -359,7 +379,8 @@ class Conversation:
         if press is Press.DOWN:
             return self._press_down()
         if press is Press.TAP:
-            again = self._pressed_into is TurnState.LISTENING
+            said = self._microphone.spoken_since(self._pressed_at - self._preroll_s)
+            again = self._pressed_into is TurnState.LISTENING and not said
             self._cause(Cause.TAP_AGAIN if again else Cause.TAP)
         elif press is Press.HOLD:
             self._cause(Cause.HOLD)
@@ -419,14 +440,17 @@ class Conversation:
         self.muted = True
         self._outbox.add(SetMuted(True), DropUnsent())
         self._microphone.wipe(self._now)
-        unsent = self._turn.collecting or self._turn.utterance.unsent_frames > 0
         self._cause(Cause.MUTE)
-        if self.state is TurnState.THINKING and unsent and not self._turn.ended:
-            self._up.drop()
-            self._cause(Cause.TIMEOUT)  # the rest of the question is wiped: no answer will come
+        if self.state is TurnState.THINKING:
+            whole = self._turn.ended
+            self._up.wipe()
+            if not whole:
+                self._cause(Cause.TIMEOUT)  # the question is wiped: no answer will come
         return None
 
     def _unmute(self) -> str | None:
+        if not self.muted:
+            return None
         self.muted = False
         self.faults.pop("state-unreadable", None)
         self._microphone.wipe(self._now)
@@ -445,10 +469,10 @@ class Conversation:
         change = self._microphone.hear(event.samples, event.at)
         if turn.collecting and (turn.held or self._microphone.open):
             self._collect_live(event)
+        elif turn.collecting:
+            self._pause()
         elif turn.held is False and change is Change.OPENED and self._may_open():
             self._cause(Cause.SPEECH)
-        elif turn.held is False and change is Change.CLOSED:
-            self._pause()
 
     def _may_open(self) -> bool:
         """In THINKING the user may add something, unless a press has ended the turn."""
@@ -492,7 +516,6 @@ class Conversation:
 
     def _close_link(self) -> None:
         """Hang up by our own will."""
-        self._stale_session = False
         if self.link.state in _HAVE_SOCKET:
             self._outbox.add(CloseLink())
             self._timers.cancel("mode")
@@ -512,9 +535,8 @@ class Conversation:
 
     def _on_closed(self, event: LinkClosed) -> None:
         if self._is_current(event):
-            announced = event.fault or self._up.session.announced
             why = " ".join(str(part) for part in (event.code, event.reason) if part)
-            self._lost(of_close(event.code, event.http_status, announced), why)
+            self._lost(of_close(event.code, event.http_status, event.fault), why)
 
     def _lost(self, fault: Fault, why: str) -> None:
         self._up.session = Session()
@@ -586,22 +608,27 @@ class Conversation:
         self._outbox.note("server-error", text, level)
         about_session = error.event_id is None and (error.param or "").startswith("session")
         if fault := of_error(error.code):
-            self._up.session.announced = fault.name
+            self._give_up_socket(fault.name, text)
         elif asked and (error.event_id == asked.event_id or about_session):
             self._mode_rejected(text)
-        elif (error.event_id or "").startswith(("ask-", "commit-")):
+        elif error.code == ACTIVE_RESPONSE or (error.event_id or "").startswith(
+            ("ask-", "commit-")
+        ):
             self._on_ask_rejected(error.code)
 
     def _on_ask_rejected(self, code: str | None) -> None:
         """Our commit or our response.create did nothing."""
         self._down.responses.disappoint()
-        if code == "conversation_already_has_active_response":
+        if self.state is not TurnState.THINKING or self._turn.spent:
+            return
+        if code == ACTIVE_RESPONSE:
             self._down.responses.wanted = True
-        elif self.state is TurnState.THINKING and not self._turn.answered:
+        else:
+            self._refuse("the server failed to answer")
             self._cause(Cause.FAILED)
 
     def _on_speech_started(self, _: realtime.SpeechStarted) -> None:
-        if self._up.by_hand:
+        if self._up.by_hand or self.muted:
             return
         self._turn.server_heard = True
         self._timers.cancel("gateless")
@@ -624,10 +651,10 @@ class Conversation:
         if said.response.out_of_band:
             return
         self.link.worked()
-        self._timers.cancel("create", "asked")
         welcome = self.state is TurnState.THINKING
         if self._down.responses.created(said.response.id, welcome=welcome):
-            self._turn.answered = True
+            self._timers.cancel("create", "asked")
+            self._turn.spent = True
             self._turn.utterance.forget_sent()
         else:
             self._outbox.send(self._outbox.encode.cancel(said.response.id))
@@ -650,6 +677,7 @@ class Conversation:
             self._count(response.usage)
         if answer is None:
             return
+        self._timers.cancel("asked")
         failed = response.status in ("failed", "incomplete")
         if failed:
             self._outbox.note(
@@ -727,16 +755,22 @@ class Conversation:
         self._cause(Cause.REFUSED)
 
     def _on_reconfigured(self, event: Reconfigured) -> None:
-        before, self._config = self._config, event.config
-        self._up.config = event.config
+        self._next_config = event.config
         self.faults.pop("config-invalid", None)
         self.link.forgive()
-        if (before.gate, before.turn) != (event.config.gate, event.config.turn):
+        if self.state is TurnState.IDLE:
+            self._take_config()
+
+    def _take_config(self) -> None:
+        """Between conversations: in the middle of one, its words would be judged by two rules."""
+        if self._next_config is None:
+            return
+        before, self._config, self._next_config = self._config, self._next_config, None
+        self._up.config = self._config
+        if (before.gate, before.turn) != (self._config.gate, self._config.turn):
             self._microphone = self._new_microphone()
-        if (before.realtime, before.turn) != (event.config.realtime, event.config.turn):
-            self._stale_session = True
-            if self.state is TurnState.IDLE:
-                self._close_link()
+        if (before.realtime, before.turn) != (self._config.realtime, self._config.turn):
+            self._close_link()
 
     # --- time ----------------------------------------------------------------------------
 
@@ -751,6 +785,16 @@ class Conversation:
             self._dial()
 
     def _time_ceiling(self) -> None:
+        waiting = self.state is TurnState.LISTENING and self.link.state is LinkState.UP
+        if not waiting and self.state is not TurnState.SPEAKING:
+            self._refuse("what was said could not be answered")
+        self._cause(Cause.TIMEOUT)
+
+    def _time_stale(self) -> None:
+        """Said, and for `STALE_S` no server to send it to."""
+        if self._turn.ended or self._turn.appended:
+            return
+        self._refuse("the link came back too late for what you said")
         self._cause(Cause.TIMEOUT)
 
     def _time_hang_up(self) -> None:
@@ -811,13 +855,10 @@ class Conversation:
     def _send_turn(self) -> None:
         """Send, if a light is known to be lit; close the turn when all is out."""
         sending = self.state in (TurnState.HEARING, TurnState.THINKING) and not self.muted
-        lit = self._shown is not None and not self._shown.dark
+        lit = self._shown is not None and self._shown.lit
         if not (sending and lit and self._up.may_send()):
             return
-        if self._up.is_stale:
-            self._refuse("the link came back too late for what you said")
-            self._cause(Cause.TIMEOUT)
-        elif self._up.pump():
+        if self._up.pump():
             try:
                 self._down.responses.wanted |= self._up.close_turn()
             except ValueError:
@@ -900,6 +941,8 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
     "tail": lambda c: c._up.end_collecting(),
     "unheard": _C._time_unheard,
     "gateless": _C._time_gateless,
+    "stale": _C._time_stale,
+    "doomed": lambda c: c._down.responses.give_up(),
     "create": _C._time_create,
     "asked": lambda c: c._give_up_socket("timeout", f"asked, and nothing came in {ASKED_S:.0f} s"),
     "mode": lambda c: c._mode_rejected("no answer in time"),

@@ -15,6 +15,10 @@ from voiced.events import WIRE_RATE, EndPlay, Flush, Flushed, Play
 DELETE_S = 2.0
 """How long a delete waits for the end of the response it belongs to."""
 
+DOOMED_S = 3.0
+"""A response that was taken back before it existed is awaited this long, to be cancelled. The
+server makes one within a round trip of its commit or our request."""
+
 ASKED_S = 10.0
 """We asked and no frame of any kind came: the link is dead (a model's first frame took 0.3-2 s)."""
 
@@ -89,7 +93,9 @@ class Downlink:
         """The socket is gone. What came of an answer is played."""
         live = self.live
         self.responses = Responses()
-        self._timers.cancel("deletes")
+        self._timers.cancel("deletes", "doomed")
+        if self._cut:
+            self._cut.answer.orphaned = True
         if live and live.frames_received:
             self.responses.live = live
             live.orphaned = True
@@ -112,6 +118,8 @@ class Downlink:
         """Take back all that was asked for or sounds. The flush comes first: everything else can
         wait a millisecond."""
         live = self.responses.take_back()
+        if self.responses.has_doomed:
+            self._timers.set("doomed", self._outbox.now + DOOMED_S)
         if live:
             self._cut = _Cut(live, self.responses.active == live.response_id)
             self.epoch += 1

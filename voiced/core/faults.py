@@ -1,4 +1,4 @@
-"""The one table of what can go wrong: what is said, what a person can do, whether to try again.
+"""Everything that can go wrong, a row each: what to say, what a person can do, when to retry.
 
 Edges and the codec only recognise; what follows from it stands here and nowhere else.
 """
@@ -13,7 +13,7 @@ class Retry(Enum):
     """When a lost or refused link is dialled again, while somebody wants it."""
 
     SOON = "at once, then in growing steps"
-    SLOWLY = "after ten minutes"
+    SLOWLY = "when a press asks for it, after ten minutes"
     NEVER = "when a person has changed something"
 
 
@@ -80,13 +80,8 @@ _BY_CLOSE_CODE = {
     4004: "model-refused",
 }
 
-_BY_HTTP_STATUS = {
-    401: "key-refused",
-    403: "key-refused",
-    404: "protocol-refused",
-    400: "protocol-refused",
-    402: "quota",
-}
+_BY_HTTP_STATUS = {401: "key-refused", 402: "quota"}
+"""All others are retried: a proxy in the house says 403, 404 or 502 while its server starts."""
 
 HARMLESS_ERRORS = frozenset(
     {

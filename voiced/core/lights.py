@@ -21,7 +21,7 @@ DARK = Pattern("dark", ((_OFF, 1000),))
 LISTENING = Pattern("listening", ((_BLUE, 1000),))
 CONNECTING = Pattern("connecting", ((_BLUE, 250), ((0.0, 0.05, 0.25), 250)))
 HEARING = Pattern("hearing", ((_WHITE, 1000),))
-THINKING = Pattern("thinking", ((_AMBER, 400), ((0.3, 0.15, 0.0), 400)))
+THINKING = Pattern("thinking", ((_AMBER, 400), ((0.45, 0.22, 0.0), 400)))
 SPEAKING = Pattern("speaking", ((_GREEN, 1000),))
 MUTED = Pattern("muted", ((_RED, 60), (_OFF, 2940)))
 FAULT = Pattern("fault", ((_RED, 150), (_OFF, 350)))
@@ -35,13 +35,13 @@ def pattern(
     turn: TurnState, link: LinkState, *, faulty: bool, muted: bool, refused: bool
 ) -> Pattern:
     """The pattern for this state. `refused`: a press was turned away a moment ago."""
-    if refused:
+    if refused and turn in (TurnState.IDLE, TurnState.LISTENING):
         return REFUSED
     if turn is TurnState.IDLE:
         if muted:
             return MUTED
         return FAULT if faulty or link is LinkState.REFUSED else DARK
-    if turn is TurnState.LISTENING and link is not LinkState.UP:
+    if turn in (TurnState.LISTENING, TurnState.THINKING) and link is not LinkState.UP:
         return CONNECTING
     return {
         TurnState.LISTENING: LISTENING,

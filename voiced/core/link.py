@@ -96,7 +96,7 @@ class Link:
     def down(self) -> None:
         """Nobody wants the link any more. REFUSED stays: it is what a person must see."""
         if self.state is not LinkState.REFUSED:
-            self.state, self.due = LinkState.DOWN, None
+            self.state, self.due, self.fault = LinkState.DOWN, None, None
 
     def forgive(self) -> None:
         """Something a person may have mended has changed (key, configuration)."""

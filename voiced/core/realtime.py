@@ -48,17 +48,15 @@ class Error(ServerEvent, frozen=True):
 
 
 class SpeechStarted(ServerEvent, frozen=True):
-    item_id: str
-    audio_start_ms: float = 0
+    pass
 
 
 class SpeechStopped(ServerEvent, frozen=True):
-    item_id: str
-    audio_end_ms: float = 0
+    pass
 
 
 class Committed(ServerEvent, frozen=True):
-    item_id: str
+    pass
 
 
 class Usage(Struct, frozen=True):
@@ -303,8 +301,8 @@ class Encoder:
 def turn_detection(config: Config, *, server_ends: bool) -> dict[str, Any] | None:
     """The `turn_detection` of a turn: the server's VAD, or None where we commit.
 
-    The server creates the response (a round trip saved); we alone interrupt, so that our flush
-    and our cancel are one decision and a false alarm can be undone.
+    Creating the response is left to the server, which is quicker at it. Interrupting is not: the
+    sound must stop here and now, and what stops it also cancels the rest.
     """
     if not server_ends:
         return None

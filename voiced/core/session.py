@@ -25,7 +25,6 @@ class Session:
     server_ends: bool | None = None  # the confirmed mode; None: not known
     asked: Asked | None = None
     frames_in_flight: int = 0
-    announced: str | None = None  # the fault an error event told before the close
 
     def confirm(self) -> None:
         """A session.updated for what was asked."""

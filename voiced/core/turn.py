@@ -59,7 +59,7 @@ class Action(Enum):
     STAY = "nothing"
     OPEN = "open a turn, dial"
     AWAIT_FINGER = "a tap will hang up, a hold will talk"
-    HANDS_FREE = "the gate and the server find the end"
+    HANDS_FREE = "listen until silence ends it"
     HELD = "send all from before the press"
     COLLECT = "send from before the onset"
     AWAIT_END = "wait for the server, help with zeros"

@@ -18,8 +18,8 @@ from voiced.core.utterance import Utterance
 from voiced.events import WIRE_RATE, Samples, Send
 
 CONFIRM_S = 2.0
-"""A session.update is answered within a round trip (0.1-0.3 s seen). Who waits longer for a mode
-keeps a user waiting: the turn goes out as a manual commit instead."""
+"""A session.update is answered within a round trip (0.1-0.3 s seen). Without
+one the turn is committed by us: nobody shall wait for a formality."""
 
 UNHEARD_S = 2.0
 """All audio is out and the server has still not ended the turn: it is a second or more late."""
@@ -61,8 +61,8 @@ class Turn:
     ended: bool = False
     """Committed, by us or by the server."""
     server_heard: bool = False
-    answered: bool = False
-    """The server began a response: the audio is never sent again."""
+    spent: bool = False
+    """Its audio is never sent again: the server answers it, or mute wiped it."""
     replay: bool = False
     """The session that had it is gone: it goes out whole, as one commit."""
     forced: bool = False
@@ -118,10 +118,9 @@ class Uplink:
             self.pad()
 
     def rewind(self) -> None:
-        """The session that had the turn is gone. It goes out whole, as one commit, on the next."""
+        """The session that had the turn is gone: nothing of it counts as sent."""
         turn = self.turn
         turn.utterance.rewind()
-        turn.replay = True
         turn.cleared = turn.appended = turn.ended = turn.padded = turn.server_heard = False
 
     def drop(self) -> None:
@@ -129,12 +128,14 @@ class Uplink:
         if self.turn.appended and not self.turn.ended and self.session.configured:
             self._outbox.send(self._outbox.encode.clear())
 
-    @property
-    def is_stale(self) -> bool:
-        """What was said waits too long already to be sent."""
+    def wipe(self) -> None:
+        """Mute: no sample of the turn is kept, here or in the server's buffer."""
         turn = self.turn
-        waited_s = self._outbox.now - turn.collected_until
-        return not turn.appended and turn.utterance.frames > 0 and waited_s > STALE_S
+        turn.utterance = Utterance(self.config.turn.longest_s)
+        turn.collecting = False
+        turn.spent = True
+        if turn.appended and self.session.configured:
+            self._outbox.send(self._outbox.encode.clear())
 
     # --- who ends the turn ---------------------------------------------------------------
 
@@ -216,5 +217,6 @@ class Uplink:
         if turn.utterance.frames < MINIMUM_COMMIT_FRAMES:
             raise ValueError("less than 100 ms")
         turn.ended = True
+        self._timers.cancel("stale")
         self._outbox.send(self._outbox.encode.commit())
         return True

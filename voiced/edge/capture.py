@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from voiced.config import Microphone
 from voiced.edge import pcm as pcms
 from voiced.edge.resample import decode, for_microphone, to_mono
 from voiced.events import BLOCK_FRAMES, WIRE_RATE, DeviceBack, DeviceFault, MicrophoneBlock, Samples
+
+log = logging.getLogger(__name__)
 
 REOPEN_S = 1.0
 """A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
@@ -112,6 +115,9 @@ class Capture:
                     self._read(pcm)
                 except alsaaudio.ALSAAudioError as exc:
                     self._report("microphone-lost", f"{self._settings.device}: {exc}")
+                except Exception as exc:  # a thread that dies alone is the deaf device
+                    log.exception("reading the microphone")
+                    self._report("microphone-lost", f"{self._settings.device}: {exc!r}")
                 finally:
                     pcms.close(pcm)
             self._stopping.wait(REOPEN_S)

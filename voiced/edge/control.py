@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import socket
 import struct
 from collections.abc import Callable
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
+GROUP = "voiced-ctl"
+"""Whose members may talk to the daemon, where there is such a group; else those of its own."""
+
 MAX_CLIENTS = 8
 MAX_LINE = 64 * 1024
 MAX_BEHIND = 64 * 1024
@@ -59,6 +64,8 @@ class Control:
                 )
             finally:
                 os.umask(old)
+            with contextlib.suppress(LookupError, PermissionError):
+                shutil.chown(self._path, group=GROUP)
         except OSError as exc:
             raise ControlError(f"{self._path}: {exc.strerror or exc}; use --socket") from exc
 

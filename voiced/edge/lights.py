@@ -10,7 +10,7 @@ import gpiozero
 
 from voiced import config
 from voiced.edge.pcm import DeviceError
-from voiced.events import Pattern
+from voiced.events import LED_BAR, Pattern
 
 Colour = tuple[float, float, float]
 
@@ -73,7 +73,7 @@ class Lights:
         if self._kind == "rgb":
             return colour
         brightness = max(colour)
-        return float(brightness > 0.4) if self._kind == "led" else brightness
+        return float(brightness > LED_BAR) if self._kind == "led" else brightness
 
 
 def _open(settings: config.Lights) -> Any:

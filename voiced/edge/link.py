@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -16,6 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from voiced import __version__
 from voiced.config import Realtime, Secret, is_private
 from voiced.events import AudioSent, LinkClosed, LinkFrame, LinkOpened
+
+log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 10.0
 """TCP, TLS and upgrade took 0.3-1.5 s where it was seen; a weak Wi-Fi needs some seconds more."""
@@ -93,6 +96,9 @@ class Link:
             closed = LinkClosed(0, sock.serial, reason=f"HTTP {status}", http_status=status)
         except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
             closed = LinkClosed(0, sock.serial, reason=str(exc)[:200], fault=_fault(exc))
+        except Exception as exc:  # unforeseen, but the core must learn that the link is gone
+            log.exception("the link broke")
+            closed = LinkClosed(0, sock.serial, reason=repr(exc)[:200], fault="server-error")
         sock.post(
             LinkClosed(
                 time.monotonic(),

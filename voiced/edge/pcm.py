@@ -1,7 +1,8 @@
 """Opening ALSA devices and refusing what they can't do.
 
-pyalsaaudio asks with `*_near` and ignores every refusal: a card asked for 16 kHz and six channels
-may give 48 kHz and two without a word. So what was granted is compared with what was asked.
+pyalsaaudio takes the nearest that a card offers and says nothing: who wanted six channels at
+16 kHz may sit there with two at 48. So what was granted is looked at, and other than asked is a
+fault with the setting that fits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PLAYBACK_PERIOD_MS = 5
 known to 20 ms on PulseAudio's plugin."""
 
 PLAYBACK_PERIODS = 24
-"""120 ms: no underrun beside two threads that burn the interpreter lock; 80 ms had 12 in 5 s."""
+"""120 ms. With 80 there were underruns beside other threads of the interpreter."""
 
 CAPTURE_PERIODS = 10
 """200 ms: how long the capture thread may be kept from running before the card drops samples."""
@@ -64,7 +65,7 @@ def _open(kind: int, mode: int, device: str, rate: int, channels: int | None) ->
             periodsize=rate * period_ms // 1000,
             periods=periods,
         )
-    except alsaaudio.ALSAAudioError as exc:
+    except (alsaaudio.ALSAAudioError, ValueError, TypeError) as exc:
         raise DeviceError(f"{name}-lost", _explain(name, device, str(exc))) from exc
     problem = _refusal(name, pcm.info(), rate, channels)
     if problem:

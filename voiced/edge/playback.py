@@ -10,6 +10,7 @@ readable, and a poll loop spins.)
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ from voiced.events import (
     PlaybackStarted,
     Samples,
 )
+
+log = logging.getLogger(__name__)
 
 PREBUFFER_S = 0.2
 """An answer that trickles in starts when this much is here, or when so much time has passed: the
@@ -197,7 +200,7 @@ class Playback:
     def _lose(self, detail: str) -> None:
         lost, self._pcm = self._pcm, None
         pcms.close(lost)
-        self._open_at = self._clock()
+        self._open_at = self._clock() + REOPEN_S
         self._report("speaker-lost", detail)
 
     def step(self) -> float:
@@ -215,7 +218,10 @@ class Playback:
             return self._feed()
         except alsaaudio.ALSAAudioError as exc:
             self._lose(f"{self._device}: {exc}")
-            return 0.0
+        except Exception as exc:  # a thread that dies alone is the mute device
+            log.exception("playing")
+            self._lose(f"{self._device}: {exc!r}")
+        return REOPEN_S
 
     def _wait_to_begin(self) -> float | None:
         """None when enough is here to begin (or to go on after a hole)."""
