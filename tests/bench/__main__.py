@@ -168,7 +168,7 @@ class Bench:
     # --- hands-free ------------------------------------------------------------------------
 
     def hands_free(self, mouth: Mouth) -> None:
-        onset = self.row("hands-free: onset to first append", 80, 250)
+        onset = self.row("hands-free: onset to first append", None, 250)
         closed = self.row("end of speech to turn closed (silence 600 ms)", 650, 700)
         kept = self.row("speech sent, of what was said", None, None, "%")
         spare = self.row("sent beyond the speech, hands-free", 1500, 1500)

@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 REOPEN_S = 1.0
 """A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
 
-LEISURELY_BLOCKS = 25
-"""Half a second: while nobody is to be heard, blocks are worked on in batches. Waking up costs more
-than the work itself: 36 ms of CPU per second block by block, 11 in batches, 7 for a bare loop."""
+LEISURELY_BLOCKS = 50
+"""A second: while nobody is to be heard, blocks are worked on in batches. Waking up costs more than
+the work itself: 36 ms of CPU per second block by block, 10 in batches, 7 for a bare loop."""
 
 ALIGNED_FRAMES = BLOCK_FRAMES // 10
 """A read that was short once leaves a part of a block behind, and every later block would wait for
