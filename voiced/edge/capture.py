@@ -140,10 +140,10 @@ class Capture:
                 continue
             reads.append(bytes(len(data)) if self._muted.is_set() else data)
             if self.urgent or len(reads) >= LEISURELY_BLOCKS:
-                self.accept(b"".join(reads), at)
+                self.accept(b"".join(reads), at, leisurely=len(reads) > 1)
                 reads.clear()
 
-    def accept(self, data: bytes, at: float) -> None:
+    def accept(self, data: bytes, at: float, *, leisurely: bool = False) -> None:
         """Turn what was read, interleaved S16_LE, its last frame at `at`, into blocks and hand
         them over."""
         muted = self._muted.is_set()
@@ -155,7 +155,7 @@ class Capture:
             samples = np.concatenate((self._partial, samples))
         whole = len(samples) // BLOCK_FRAMES * BLOCK_FRAMES
         self._partial = samples[whole:]
-        if not self.urgent and len(self._partial) > ALIGNED_FRAMES:
+        if leisurely and len(self._partial) > ALIGNED_FRAMES:
             self._partial = self._partial[:0]
         for start in range(0, whole, BLOCK_FRAMES):
             end = start + BLOCK_FRAMES
