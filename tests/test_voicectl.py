@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from voiced.edge.control import MAX_CLIENTS, Control
 from voiced.voicectl import COMMANDS, Connection, NoDaemon, event_line, main, status_lines
 
 DEADLINE_S = 10.0
+ME = pwd.getpwuid(os.getuid()).pw_name
 
 SNAPSHOT: dict[str, Any] = {
     "turn": "listening",
@@ -45,6 +47,7 @@ class Daemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.asked: list[str] = []
+        self.who = ""
         self.clients = 0
         self._control = Control(path, self._handle, self._snapshot, lambda: {"level_dbfs": -1.0})
         self._loop = asyncio.new_event_loop()
@@ -73,6 +76,7 @@ class Daemon:
 
     def _handle(self, name: str, who: str) -> dict[str, Any]:
         self.asked.append(name)
+        self.who = who
         self._control.tell({"event": "command", "t": 1.0, "text": name})  # before the answer
         ok = name != "interrupt"
         return {"ok": ok, "text": "idle" if ok else "nothing to interrupt: idle"}
@@ -99,6 +103,17 @@ def test_a_command_reaches_the_daemon_and_its_answer_the_person(
     assert ask(daemon, command) == 0
     assert daemon.asked == [command]
     assert capsys.readouterr().out == "idle\n"
+
+
+@pytest.mark.parametrize(("sudo_user", "name"), [(None, ME), ("anna", "anna")])
+def test_the_daemon_is_told_who_asks(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, sudo_user: str | None, name: str
+) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    if sudo_user:
+        monkeypatch.setenv("SUDO_USER", sudo_user)
+    assert ask(daemon, "mute") == 0
+    assert f"({name}, it says)" in daemon.who
 
 
 def test_a_refusal_is_exit_1_with_the_reason(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from voiced.edge.service import set_up_logging
 
     set_up_logging()
+    faulthandler.enable()  # the watchdog kills by SIGABRT: the journal gets all threads' stacks
     sys.setswitchinterval(0.0005)  # an audio thread waits this long for the interpreter, not 5 ms
     app = App(settings, Places(args.config, args.socket, args.state_dir))
     try:

@@ -426,10 +426,11 @@ class App:
                 if time.monotonic() - edge.stepped_at > STUCK_S
             ]
             if stuck:
-                log.error("the %s thread is stuck: systemd will restart us", " and ".join(stuck))
+                log.error("the %s thread is stuck: systemd restarts us", " and ".join(stuck))
+                self._service.stuck()
             else:
                 self._service.alive()
-            await asyncio.sleep(self._service.watchdog_s / 3)
+            await asyncio.sleep(min(self._service.watchdog_s / 3, STUCK_S / 2))
 
     async def _repair(self) -> None:
         """Try failed pins again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pwd
 import socket
 import sys
 import time
@@ -126,7 +127,7 @@ class Connection:
 
     def ask(self, command: str) -> Message:
         """Send a command and return its answer, `ok` or not."""
-        self.send({"command": command})
+        self.send({"command": command, "user": _user()})
         deadline = time.monotonic() + self._timeout_s
         for message in self.messages():
             if "ok" in message:
@@ -145,6 +146,14 @@ class Connection:
         if "error" in message:
             raise Refused(str(message["error"]))
         return message
+
+
+def _user() -> str:
+    """Who asks, for the daemon's log."""
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name
+        return f"uid {os.getuid()}"
 
 
 def _why_not(path: str, exc: OSError) -> str:

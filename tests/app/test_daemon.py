@@ -288,6 +288,7 @@ def test_the_watchdog_is_fed_until_a_sound_thread_hangs(rig: Rig, tmp_path: Path
             noticed = time.monotonic()
             poll(lambda: daemon.words.count("thread is stuck") >= 3, "more of it")
             assert not daemon.told_since(noticed, "WATCHDOG=1")
+            assert daemon.told_since(noticed, "WATCHDOG=trigger")  # systemd kills it at that
         finally:
             sound_server.send_signal(signal.SIGCONT)
         poll(lambda: daemon.told_since(noticed, "WATCHDOG=1"), "a ping once it reads on")

@@ -127,7 +127,12 @@ def test_who_asked_is_told_as_the_kernel_knows_it(tmp_path: Path) -> None:
         async with connected(daemon.path) as client:
             await client.receive()
             await client.ask({"command": "mute", "who": "root"})
-        assert daemon.asked == [("mute", f"uid {os.getuid()}, pid {os.getpid()}")]
+            await client.ask({"command": "mute", "user": "anna"})
+            for not_a_name in ("", "x" * 33, "an\nna", 7, None, ["anna"]):
+                await client.ask({"command": "mute", "user": not_a_name})
+        known = f"uid {os.getuid()}, pid {os.getpid()}"
+        whose = [who for _, who in daemon.asked]
+        assert whose == [known, f"{known} (anna, it says)", *[known] * 6]
 
     serve(tmp_path, talk)
 

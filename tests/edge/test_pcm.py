@@ -177,3 +177,11 @@ def test_the_rigs_devices_open_as_asked(rig: Rig) -> None:
 def test_a_name_alsa_does_not_know(rig: Rig) -> None:
     with pytest.raises(DeviceError, match=r"^rig_nothing: .*aplay -l.*speaker\.device"):
         pcms.open_playback("rig_nothing", 48_000)
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_line_on_stderr(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(DeviceError, match="No such"):
+        pcms.open_playback(ASKED, 48_000)
+    assert capfd.readouterr() == ("", "")

@@ -52,6 +52,8 @@ def test_systemd_is_told_in_its_own_words(systemd: Systemd) -> None:
     assert systemd.told() == ["READY=1"]
     ours.alive()
     assert systemd.told() == ["WATCHDOG=1"]
+    ours.stuck()
+    assert systemd.told() == ["WATCHDOG=trigger"]
     ours.stopping()
     assert systemd.told() == ["STOPPING=1"]
 
@@ -115,4 +117,7 @@ def test_a_shell_of_a_desktop_session_logs_to_its_terminal(
 def test_where_systemd_reads_us_fields_go_to_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
-    assert isinstance(set_up(monkeypatch), JournalHandler)
+    handler = set_up(monkeypatch)
+    assert isinstance(handler, JournalHandler)
+    record = logging.LogRecord("voiced", logging.INFO, "", 0, "= %s", ("IDLE",), None)
+    assert handler.format(record) == "= IDLE"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import shutil
 import socket
 import struct
 from collections.abc import Callable
@@ -14,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-GROUP = "voiced-ctl"
-"""Whose members may talk to the daemon, where there is such a group; else those of its own."""
-
 MAX_CLIENTS = 8
 MAX_LINE = 64 * 1024
 MAX_BEHIND = 64 * 1024
 """Bytes a client may leave unread; a slower one is dropped, so that it holds up nobody."""
+
+MAX_NAME = 32
+"""Characters of a user's name; useradd takes no more."""
 
 METER_MIN_MS = 50
 METER_MAX_MS = 60_000
@@ -35,8 +33,10 @@ class ControlError(OSError):
 
 
 class Control:
-    """Serves clients. `handle(command, who)` answers a command; `snapshot` and `meter` describe
-    the state as JSON types."""
+    """Serves clients: whoever is of the daemon's own group, which the unit makes voiced-ctl.
+
+    `handle(command, who)` answers a command; `snapshot` and `meter` describe the state as JSON
+    types."""
 
     def __init__(
         self,
@@ -64,8 +64,6 @@ class Control:
                 )
             finally:
                 os.umask(old)
-            with contextlib.suppress(LookupError, PermissionError):
-                shutil.chown(self._path, group=GROUP)
         except OSError as exc:
             raise ControlError(f"{self._path}: {exc.strerror or exc}; use --socket") from exc
 
@@ -127,7 +125,7 @@ class Control:
         if command == "watch":
             client.measure(request.get("meter_ms"), self._tell_meter)
             return {"ok": True, "text": "watching"}
-        return self._handle(str(command), client.who)
+        return self._handle(str(command), client.who + _claimed(request.get("user")))
 
 
 class _Client:
@@ -181,6 +179,13 @@ def _who(sock: Any) -> str:
         "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     )
     return f"uid {uid}, pid {pid}"
+
+
+def _claimed(user: Any) -> str:
+    """Whose the client says it is. In the unit's user namespace the kernel calls everybody but
+    root 65534, and those who may connect are trusted anyway."""
+    is_name = isinstance(user, str) and user.isprintable() and 0 < len(user) <= MAX_NAME
+    return f" ({user}, it says)" if is_name else ""
 
 
 def _is_served(path: Path) -> bool:

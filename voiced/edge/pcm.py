@@ -7,6 +7,7 @@ fault with the setting that fits.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import alsaaudio
@@ -24,6 +25,15 @@ PLAYBACK_PERIODS = 24
 
 CAPTURE_PERIODS = 10
 """200 ms: how long the capture thread may be kept from running before the card drops samples."""
+
+
+# ALSA's library prints a line or more to stderr at every try to open what is not there, twice a
+# second for as long as it is away. The error it returns says the same.
+_ErrorHandler = ctypes.CFUNCTYPE(  # file, line, function, errno, format, ...
+    None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
+)
+_say_nothing = _ErrorHandler(lambda *_: None)  # kept: the library holds no reference
+ctypes.CDLL("libasound.so.2").snd_lib_error_set_handler(_say_nothing)
 
 
 class DeviceError(OSError):

@@ -54,6 +54,10 @@ class Service:
     def alive(self) -> None:
         self._notify("WATCHDOG=1")
 
+    def stuck(self) -> None:
+        """Have us killed and started again, now instead of when the watchdog is due."""
+        self._notify("WATCHDOG=trigger")
+
     def _notify(self, state: str) -> None:
         if not self._address:
             return
@@ -75,6 +79,7 @@ def set_up_logging() -> None:
     handler: logging.Handler
     if _journal_reads_us():
         handler = journal.JournalHandler(SYSLOG_IDENTIFIER="voiced")
+        handler.setFormatter(logging.Formatter("%(message)s"))  # the rest are fields
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
