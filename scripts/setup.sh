@@ -1,7 +1,7 @@
 # Sourced by the other scripts: system packages and a virtual environment in .venv.
 #
 #   source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-#   setup        # or: setup dev, with what the tests need
+#   setup        # or: setup dev [package...], with what the tests need
 #   "$PYTHON" -m voiced
 #
 # Sets ROOT (the checkout) and PYTHON. Quick when all is there; says on stderr what takes long.
@@ -19,8 +19,9 @@ SETUP_PACKAGES=(
 SETUP_LOCK_S=300 # another apt-get, or another of our scripts; unattended upgrades take minutes
 
 setup() {
-    local extra=${1:-}
-    local lock
+    local extra=${1:-} lock
+    shift || true
+    SETUP_PACKAGES+=("$@")
     exec {lock}<"$ROOT"
     flock -w "$SETUP_LOCK_S" "$lock" || setup_fail "another set-up holds $ROOT for $SETUP_LOCK_S s"
     setup_system

@@ -17,15 +17,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from tests.bench.figures import APPEND, DELTA, append_delays_ms, between, read_frames, sounding
 from tests.bench.sabotage import SABOTAGES
+from tests.bench.table import Row, as_json, table
 from voiced.sim.board import Finger
 from voiced.sim.rig import Calibration, Ear, Mouth, Rig, calibrate
 from voiced.sim.stand import BUTTON_PIN, Daemon, Server, StandError, Watch
@@ -34,31 +34,6 @@ from voiced.sim.wav import read_wav, to_rate, write_wav
 VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")
 CANCELS = 20
 HOLD_S = 0.7
-
-
-@dataclass
-class Row:
-    """One figure against its goal. `goal` holds (median, worst); None: no goal."""
-
-    name: str
-    values: list[float] = field(default_factory=list)
-    goal: tuple[float | None, float | None] = (None, None)
-    unit: str = "ms"
-
-    @property
-    def middle(self) -> float:
-        return median(self.values)
-
-    @property
-    def worst(self) -> float:
-        return max(self.values, key=abs)
-
-    @property
-    def ok(self) -> bool:
-        if not self.values:
-            return False
-        pairs = zip((self.middle, self.worst), self.goal, strict=True)
-        return all(goal is None or abs(value) <= goal for value, goal in pairs)
 
 
 class Bench:
@@ -321,22 +296,13 @@ def _busy(count: int) -> Iterator[None]:
             burner.wait()
 
 
-def _table(bench: Bench) -> str:
-    lines = [f"{'figure':58} {'median':>9} {'worst':>9}  {'goal':>13}      n"]
-    for row in bench.rows.values():
-        goal = " / ".join("-" if g is None else f"{g:g}" for g in row.goal)
-        middle = f"{row.middle:9.1f} {row.worst:9.1f}" if row.values else f"{'none':>19}"
-        verdict = "  " if row.ok else "!!"
-        lines.append(
-            f"{row.name:58} {middle}  {goal:>10} {row.unit:2} {verdict} {len(row.values):4}"
-        )
+def _circumstances(bench: Bench) -> str:
     rig = bench.calibration
-    lines.append(
+    return (
         f"the rig's own delay: {rig.delay_ms:.1f} ms from a write to the recording "
         f"(spread {rig.spread_ms:.1f}), {rig.drop_ms:.1f} ms from a drop to silence; "
         + ("the daemon runs at the unit's priority" if os.geteuid() == 0 else "at normal priority")
     )
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -353,22 +319,11 @@ def main() -> int:
                 bench.run(mouth, tap)
             except StandError as exc:
                 broken = str(exc)
-    print(_table(bench))
+    rows = list(bench.rows.values())
+    print(f"{table(rows)}\n{_circumstances(bench)}")
     if args.json:
-        rows = [
-            {
-                "name": row.name,
-                "unit": row.unit,
-                "median": row.middle if row.values else None,
-                "worst": row.worst if row.values else None,
-                "goal": row.goal,
-                "n": len(row.values),
-                "ok": row.ok,
-            }
-            for row in bench.rows.values()
-        ]
-        args.json.write_text(json.dumps({"version": 1, "rows": rows}, indent=1) + "\n")
-    missed = [row.name for row in bench.rows.values() if not row.ok]
+        args.json.write_text(as_json(rows))
+    missed = [row.name for row in rows if not row.ok]
     if broken:
         print(f"broke down: {broken}")
     if missed:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
-import datetime
 import fcntl
-import ipaddress
 import json
 import signal
 import ssl
@@ -22,13 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
+from tests.certificate import self_signed
 from voiced.sim.answer import AnswerError, load_answer
 from voiced.sim.faults import GARBAGE, Fault, FaultError, parse_fault
 from voiced.sim.server import SimOptions, SimServer
@@ -259,36 +254,8 @@ def test_the_upgrade_can_be_late() -> None:
     serving(test, SimOptions(dial_delay_s=0.2))
 
 
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
-    cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return cert_file, key_file
-
-
 def test_wss_and_a_reset_under_tls(tmp_path: Path) -> None:
-    cert_file, key_file = self_signed(tmp_path)
+    cert_file, key_file = self_signed(tmp_path, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert_file, key_file)
     trust = ssl.create_default_context(cafile=str(cert_file))
@@ -567,7 +534,7 @@ def test_what_is_no_answer_is_named(tmp_path: Path) -> None:
 
 
 def test_the_program_serves_and_reports_when_told_to_stop(tmp_path: Path) -> None:
-    cert_file, key_file = self_signed(tmp_path)
+    cert_file, key_file = self_signed(tmp_path, "127.0.0.1")
     trust = ssl.create_default_context(cafile=str(cert_file))
     arguments = ["--tls-cert", str(cert_file), "--tls-key", str(key_file), "--think-ms", "0"]
     with subprocess.Popen(
