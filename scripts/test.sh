@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All tests: format, lint, types, and the test suite, which plays through real libasound.
-#   scripts/test.sh [arguments of pytest]
+# All tests: format, lint, types, the test suite, which plays through real libasound and boots the
+# unit in a container, and a short day of the virtual Pi.
+#   scripts/test.sh [arguments of pytest]      with arguments: without the virtual Pi
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-setup dev
+setup dev mmdebstrap systemd-container
 cd "$ROOT"
 run() {
     printf '== %s\n' "$*" >&2
@@ -14,3 +15,4 @@ run ruff format --check --quiet
 run ruff check --quiet
 run mypy --no-error-summary
 run pytest "$@"
+(($#)) || scripts/appliance.sh --fast

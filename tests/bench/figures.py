@@ -72,7 +72,10 @@ def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
     sent = np.concatenate([frame.audio for frame in live]).astype(float)
     first = tap.index_at(live[0].t - 0.25)
     recorded = tap.snapshot(first, tap.index_at(live[-1].t + 0.05)).astype(float)
-    half = 0.5 * (recorded[0:-1:2] + recorded[1::2])  # 24 kHz; noise below 10 kHz is enough
+    recorded = recorded[: len(recorded) // 2 * 2]
+    half = 0.5 * (recorded[0::2] + recorded[1::2])  # 24 kHz; noise below 10 kHz is enough
+    if not len(half):
+        return  # a backlog that came when all was said
     size = 1 << (len(half) + len(sent)).bit_length()
     match = np.fft.irfft(np.fft.rfft(half, size) * np.conj(np.fft.rfft(sent, size)), size)
     place = int(np.argmax(match[: len(half)]))

@@ -68,7 +68,7 @@ def test_a_microphone_is_asked_for_20_ms_periods_and_waited_on(cards: Cards) -> 
         "channels": 6,
         "format": alsaaudio.PCM_FORMAT_S16_LE,
         "periodsize": 320,
-        "periods": 10,
+        "periods": 50,
     }
     assert card.calls == []
 

@@ -73,6 +73,8 @@ class FakePcm:
         return {"buffer_size": self.size, "channels": 1}
 
     def state(self) -> int:
+        if self.gone:
+            return alsaaudio.PCM_STATE_DISCONNECTED
         self._advance()
         return alsaaudio.PCM_STATE_XRUN if self._xrun else alsaaudio.PCM_STATE_RUNNING
 
@@ -441,6 +443,16 @@ def test_an_unplugged_speaker_is_a_fault_and_comes_back() -> None:
     bench.pcm.gone = False
     bench.run(2)
     assert len(bench.events(DeviceBack)) == 2
+
+
+def test_a_speaker_that_is_unplugged_while_nothing_plays_is_a_fault_soon() -> None:
+    bench = Bench()
+    bench.run(2)
+    bench.pcm.gone = True
+    bench.run(1.1)
+    fault = bench.events(DeviceFault)[0]
+    assert fault.fault == "speaker-lost"
+    assert "unplugged" in fault.detail
 
 
 def test_a_flush_of_an_unplugged_speaker_is_no_harm() -> None:

@@ -23,8 +23,10 @@ known to 20 ms on PulseAudio's plugin."""
 PLAYBACK_PERIODS = 24
 """120 ms. With 80 there were underruns beside other threads of the interpreter."""
 
-CAPTURE_PERIODS = 10
-"""200 ms: how long the capture thread may be kept from running before the card drops samples."""
+CAPTURE_PERIODS = 50
+"""1 s: how long the capture thread may be kept from running before the card drops samples. It
+costs no delay. With 200 ms a machine 25 times slower than a desktop lost some at every start, and
+whenever it was busy."""
 
 
 # ALSA's library prints a line or more to stderr at every try to open what is not there, twice a

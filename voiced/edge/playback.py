@@ -226,6 +226,8 @@ class Playback:
     def _wait_to_begin(self) -> float | None:
         """None when enough is here to begin (or to go on after a hole)."""
         if self._queued_at is None and not self._ending:
+            if self._pcm.state() == alsaaudio.PCM_STATE_DISCONNECTED:
+                raise alsaaudio.ALSAAudioError("unplugged")  # an idle device has to be asked
             return IDLE_STEP_S
         waited_s = self._clock() - (self._queued_at or self._clock())
         enough = self._queued >= PREBUFFER_S * WIRE_RATE

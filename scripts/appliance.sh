@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The virtual Pi: an emulated machine with the kernel's own sound cards, GPIO chip and systemd, the
+# product installed in it, and a day in its life. Prints a table; exit code 1 if a promise is broken.
+#   scripts/appliance.sh [--arch amd64|arm64] [--fast] [--json FILE]
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+
+packages=(mmdebstrap systemd-container e2fsprogs qemu-system-x86)
+case " $* " in
+    *arm64*) packages+=(qemu-system-arm qemu-user-static arch-test) ;;
+esac
+setup dev "${packages[@]}"
+cd "$ROOT"
+exec "$PYTHON" -m tests.appliance "$@"

@@ -1,0 +1,317 @@
+"""A day in the life of a device: scenes on the stage, and what they measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.appliance import tree
+from tests.appliance.sound import RATE, Recording, Samples, spoken
+from tests.appliance.stage import SOON_S, Stage
+from tests.bench.figures import APPEND, DELTA, Frame, append_delays_ms, between
+from tests.bench.table import Row
+from voiced.sim.report import correlation, speech_span
+from voiced.sim.stand import QUESTION
+from voiced.sim.wav import read_wav, to_rate
+
+VOICECTL = "/opt/voiced/current/bin/voicectl"
+CONFIG = "/etc/voiced/voiced.toml"
+REALTIME = tree.ROOT / "systemd/voiced-realtime.conf"
+DROP_IN = "/etc/systemd/system/voiced.service.d/realtime.conf"
+COMMITTED = "input_audio_buffer.committed"
+
+LEAD_S = 6.0  # of room before somebody speaks: the gate knows its floor after 4 s
+TAIL_S = 3.0
+FINGER_S = 0.2  # pressed so long before the first word, released so long after the last
+LISTEN_S = 0.7  # to an answer, before it is cut
+LOG_S = 1.2  # the server writes its log once a second
+WHOLE = 0.9  # correlation of what was said and what was heard: resampled twice, over noise
+
+
+class Broken(AssertionError):
+    """The device did not do what it promises."""
+
+
+class Day:
+    """Plays scenes; `rows` grows by what they measure. Scenes raise Broken or MachineError."""
+
+    def __init__(self, stage: Stage, rows: dict[str, Row]) -> None:
+        self.stage, self.rows = stage, rows
+        samples, rate = read_wav(QUESTION)
+        self._voice: Samples = to_rate(samples[:, 0], rate, RATE)
+        first, last = speech_span(self._voice, RATE)
+        self._first_s, self._last_s = first / RATE, last / RATE
+
+    def _note(self, name: str, *values: float, unit: str = "ms", **goal: float) -> None:
+        limits = goal.get("median"), goal.get("worst")
+        self.rows.setdefault(name, Row(name, [], limits, unit)).values += values
+
+    # --- the service -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """It is ready soon after it was started, and nothing is wrong."""
+        started, ready = (
+            float(self.stage.show(name)) / 1000
+            for name in ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+        )
+        self._note("start to READY", ready - started, median=8000)
+        self.serves()
+
+    def serves(self, within_s: float = SOON_S) -> None:
+        """Nothing is wrong, and systemd is told so."""
+        self.stage.wait(lambda: not self.stage.faults() or None, "no fault", within_s)
+        text = self.stage.show("StatusText")
+        if not text.startswith("idle · link down"):
+            raise Broken(f"systemd was told {text!r}, not that it is idle and nothing is wrong")
+
+    def reload(self) -> None:
+        """A valid configuration is taken, an invalid one refused by name; the process stays."""
+        process = self.stage.show("MainPID")
+        old = self.stage.machine.read(CONFIG).decode()
+        try:
+            self._reload(old + "\n[turn]\nsilence_ms = 100000\n")
+            (fault,) = self.stage.faults()
+            if "turn.silence_ms" not in fault["detail"]:
+                raise Broken(f"an invalid setting is not named: {fault}")
+        finally:
+            self._reload(old + "\n[turn]\nsilence_ms = 500\n")
+        self.serves()
+        if self.stage.show("MainPID") != process:
+            raise Broken("a reload started another process")
+        self._reload(old)
+
+    def _reload(self, config: str) -> None:
+        self.stage.machine.write(CONFIG, config.encode())
+        self.stage.machine.run("systemctl", "reload", "voiced")
+
+    def restart(self) -> None:
+        """A person's restart: stopped in 2 s, ready again."""
+        before = self.stage.now()
+        self.stage.machine.run("systemctl", "stop", "voiced")
+        self._note("systemctl stop", (self.stage.now() - before) * 1000)
+        if self.stage.show("Result") != "success":
+            raise Broken(f"it did not stop well: {self.stage.show('Result')}")
+        self.stage.machine.run("systemctl", "start", "voiced")
+        self.stage.connect()
+        self.start()
+
+    # --- talking -----------------------------------------------------------------------------
+
+    def held_turn(self, beside: str = "") -> None:
+        """Hold, speak, let go, hear some of the answer, cut it by a tap, hang up."""
+        stage = self.stage
+        said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
+        stage.listen()
+        pressed, lit = self._hold(said)
+        released = stage.release()
+        stage.until("turn", released, turn="speaking")
+        time.sleep(LISTEN_S)
+        cut = stage.tap()
+        flushed = stage.until("flushed", cut)
+        time.sleep(LOG_S)
+        stage.hang_up()
+        turn = between(stage.frames(), pressed, cut + LOG_S)
+        self._note("press to light", (lit - pressed) * 1000)
+        self._measure_sent(turn, pressed, said, beside)
+        self._measure_cut(turn, cut, flushed, beside)
+
+    def _hold(self, said: Recording) -> tuple[float, float]:
+        """Press before the first word, wait for the last; when pressed and when lit."""
+        stage = self.stage
+        stage.look()
+        stage.sleep_until(said.started_at + LEAD_S + self._first_s - FINGER_S)
+        pressed = stage.press()
+        stage.sleep_until(said.started_at + LEAD_S + self._last_s + FINGER_S)
+        lit = stage.lit()
+        if lit is None:
+            raise Broken("the light stayed dark while somebody held the button")
+        return pressed, lit
+
+    def _measure_sent(
+        self, turn: list[Frame], pressed: float, said: Recording, beside: str
+    ) -> None:
+        appends = [frame for frame in turn if frame.kind == APPEND]
+        if not appends:
+            raise Broken("nothing was sent of a held turn")
+        self._note(f"press to first append{beside}", (appends[0].t - pressed) * 1000)
+        delays = list(append_delays_ms(turn, said))
+        self._note(f"speech to wire, held turn{beside}", *delays)
+        sent = np.concatenate([frame.audio for frame in appends])
+        whole = correlation(to_rate(sent, RATE // 2, RATE), self._voice)
+        if whole < WHOLE:
+            raise Broken(f"what was said did not arrive whole: correlation {whole:.2f}")
+
+    def _measure_cut(
+        self, turn: list[Frame], cut: float, flushed: dict[str, Any], beside: str
+    ) -> None:
+        delta = next((frame.t for frame in turn if frame.kind == DELTA), cut)
+        first, last, sounded = _sounding(self.stage.heard(), delta, cut + LOG_S)
+        drop_ms = (flushed["dropped_at"] - cut) * 1000
+        self._note(f"cancel: press to drop(){beside}", drop_ms, worst=60)
+        self._note(f"cancel: press to silence{beside}", (last - cut) * 1000)
+        self._note(f"first delta to first sample{beside}", (first - delta) * 1000)
+        for frame in turn:
+            if frame.kind == "conversation.item.truncate":
+                off_ms = frame.event["audio_end_ms"] - sounded * 1000
+                self._note(f"audio_end_ms against what was heard{beside}", off_ms)
+
+    def free_turn(self) -> None:
+        """Tap, speak, and hear the whole answer; hang up."""
+        stage = self.stage
+        said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
+        stage.listen()
+        stage.sleep_until(said.started_at + LEAD_S - 1.0)
+        pressed = stage.tap()
+        speaking = stage.until("turn", pressed, turn="speaking")
+        stage.until("turn", speaking["t"], turn="listening")
+        time.sleep(LOG_S)
+        stage.hang_up()
+        turn = between(stage.frames(), pressed, stage.now())
+        begins = said.started_at + LEAD_S
+        appends = [frame.t for frame in turn if frame.kind == APPEND]
+        closed = [frame.t for frame in turn if frame.kind == COMMITTED]
+        delta = next(frame.t for frame in turn if frame.kind == DELTA)
+        if len(closed) != 1:
+            raise Broken(f"one sentence made {len(closed)} turns")
+        self._note("hands-free: onset to first append", (appends[0] - begins - self._first_s) * 1e3)
+        self._note(
+            "end of speech to turn closed (silence 600 ms)",
+            (closed[0] - begins - self._last_s) * 1000,
+        )
+        heard = stage.heard()
+        first, last, _ = _sounding(heard, delta, stage.now())
+        answer = heard.snapshot(heard.index_at(first), heard.index_at(last) + 1)
+        whole = correlation(answer, self._voice)
+        if whole < WHOLE:
+            raise Broken(f"the answer was not heard whole: correlation {whole:.2f}")
+
+    def mute(self) -> None:
+        """Muted, a press is refused in sight and nothing is sent; unmuted it serves again."""
+        stage = self.stage
+        stage.machine.run(VOICECTL, "mute")
+        stage.say(spoken(self._voice, 0.5, TAIL_S))
+        stage.look()
+        pressed = stage.tap()
+        stage.until("refused", pressed)
+        lit = stage.wait(stage.lit, "a light that says no")
+        time.sleep(LOG_S)
+        if any(frame.kind == APPEND for frame in between(stage.frames(), pressed, stage.now())):
+            raise Broken("it sent audio while it was muted")
+        self._note("press to light", (lit - pressed) * 1000)
+        stage.machine.run(VOICECTL, "unmute")
+        self.serves()
+
+    def stays_muted(self) -> None:
+        """It was muted before it was started, and unmuted it serves."""
+        if not self.stage.status()["muted"]:
+            raise Broken("it forgot that it is muted")
+        self.stage.machine.run(VOICECTL, "unmute")
+        self.serves()
+
+    # --- trouble -----------------------------------------------------------------------------
+
+    def network_cut(self) -> None:
+        """The cable is out while somebody speaks, and back later: what was said is answered."""
+        stage = self.stage
+        said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
+        stage.listen()
+        stage.sleep_until(said.started_at + LEAD_S + self._first_s - FINGER_S)
+        stage.press()
+        stage.sleep_until(said.started_at + LEAD_S + self._first_s + 0.7)
+        stage.machine.unplug_network()
+        stage.sleep_until(said.started_at + LEAD_S + self._last_s + FINGER_S)
+        released = stage.release()
+        stage.until("link-lost", released)
+        stage.machine.plug_network()
+        back = stage.now()
+        speaking = stage.until("turn", back, turn="speaking")
+        self._note("network back to the answer of what was said", (speaking["t"] - back) * 1000)
+        stage.until("turn", speaking["t"], turn="listening")
+        time.sleep(LOG_S)
+        stage.hang_up()
+        appends = [f for f in between(stage.frames(), back, stage.now()) if f.kind == APPEND]
+        sent = np.concatenate([frame.audio for frame in appends])
+        whole = correlation(to_rate(sent, RATE // 2, RATE), self._voice)
+        if whole < WHOLE:
+            raise Broken(f"what was said was not sent again whole: correlation {whole:.2f}")
+
+    def unplug(self, card: str) -> None:
+        """A USB card is pulled and put back: a fault by name, then service."""
+        stage = self.stage
+        name = "microphone" if card == "Mic" else "speaker"
+        stage.machine.unplug_card(card)
+        gone = stage.now()
+        lost = stage.until("fault", gone - 1, fault=f"{name}-lost")
+        self._note(f"{name} unplugged to the fault", (lost["t"] - gone) * 1000)
+        if name not in stage.show("StatusText"):
+            raise Broken(f"systemd is not told of the {name}: {stage.show('StatusText')!r}")
+        stage.machine.plug_card(card)
+        back = stage.now()
+        over = stage.until("fault-over", gone)
+        self._note(f"{name} plugged in to service", (over["t"] - back) * 1000)
+        self.serves()
+
+    def busy(self, count: int) -> None:
+        """Held turns beside two programs that never rest, without and with real-time priority."""
+        machine = self.stage.machine
+        for number in ("1", "2"):
+            burn = ("sh", "-c", "while :; do :; done")
+            machine.run("systemd-run", "--quiet", "--collect", f"--unit=busy{number}", *burn)
+        try:
+            for _ in range(count):
+                self.held_turn(", two busy")
+            self._set_realtime(True)
+            for _ in range(count):
+                self.held_turn(", two busy, real-time")
+        finally:
+            machine.run("systemctl", "stop", "busy1", "busy2")
+        self._set_realtime(False)
+
+    def _set_realtime(self, on: bool) -> None:
+        machine = self.stage.machine
+        if on:
+            machine.put(REALTIME, DROP_IN)
+        else:
+            machine.run("rm", DROP_IN)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "voiced")
+        self.stage.connect()
+        self.serves()
+
+    def talk_until(self, power_cut: Callable[[], object]) -> None:
+        """Somebody is in the middle of a sentence."""
+        said = self.stage.say(spoken(self._voice, LEAD_S, TAIL_S))
+        self.stage.sleep_until(said.started_at + LEAD_S)
+        self.stage.press()
+        self.stage.sleep_until(said.started_at + LEAD_S + self._last_s)
+        power_cut()
+
+    # --- what it costs -----------------------------------------------------------------------
+
+    def cost(self, seconds: float) -> None:
+        """Of a quiet minute, and since it was started."""
+        stage = self.stage
+        before = stage.cpu_s()
+        time.sleep(seconds)
+        self._note("CPU per minute, idle", (stage.cpu_s() - before) * 60 / seconds, unit="s")
+        self._note("memory (peak RSS)", stage.peak_rss_mb(), unit="MB", median=60)
+        counters = stage.status()["counters"]
+        for name in ("capture_xruns", "capture_dropped_blocks", "playback_xruns", "playback_holes"):
+            self._note(name.replace("_", " "), float(counters[name]), unit="", worst=0)
+
+
+def _sounding(heard: Recording, begin: float, end: float) -> tuple[float, float, float]:
+    """When the first and the last non-zero sample in a span of time were heard, and how long it
+    was from the one to the other. Raises Broken for silence."""
+    first = heard.index_at(begin)
+    found = np.flatnonzero(heard.snapshot(first, heard.index_at(end)))
+    if not len(found):
+        raise Broken("an answer that was not heard")
+    return (
+        heard.time_at(first + int(found[0])),
+        heard.time_at(first + int(found[-1])),
+        (int(found[-1]) - int(found[0]) + 1) / RATE,
+    )

@@ -1,0 +1,270 @@
+"""Debian trees with the product in them: what the container and the virtual Pi start from.
+
+Three layers, each kept until what it is made from changes: Debian's packages, the environment with
+the packages we stand on, and the product, installed as on a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RELEASE = "/opt/voiced/releases/test"  # the unit starts what /opt/voiced/current points to
+
+PACKAGES = (
+    # what Raspberry Pi OS brings
+    *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "procps", "ca-certificates"),
+    # what the product runs on; the plugin is the container's way to a sound server
+    *("python3", "python3-venv", "alsa-utils", "libasound2-plugins"),
+    # what building needs: pyalsaaudio and systemd-python have no wheels, lgpio none for 3.13
+    *("gcc", "python3-dev", "libasound2-dev", "libsystemd-dev", "pkg-config", "swig"),
+)
+NEEDED = {
+    "mmdebstrap": "mmdebstrap",
+    "systemd-nspawn": "systemd-container",
+    "mount": "mount",
+}  # program: package
+
+KEPT_S = 86_400  # another checkout, or another run of this one, may still have it mounted
+
+
+class TreeError(RuntimeError):
+    """It can't be built or used; one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What a Pi runs."""
+
+    suite: str
+    arch: str
+
+    def __str__(self) -> str:
+        return f"{self.suite}-{self.arch}"
+
+
+BOOKWORM = System("bookworm", "amd64")
+TRIXIE_ARM = System("trixie", "arm64")
+
+
+def missing(programs: Mapping[str, str] = NEEDED) -> str | None:
+    """Why this machine can't build or mount trees and what to do about it; None if it can."""
+    if os.geteuid() != 0:
+        return "it needs root, to mount and to start containers; run it by sudo"
+    absent = [package for program, package in programs.items() if shutil.which(program) is None]
+    return f"missing programs; get them by: apt-get install {' '.join(absent)}" if absent else None
+
+
+def say(text: str) -> None:
+    """What takes long is announced."""
+    print(f"tree: {text}", file=sys.stderr, flush=True)
+
+
+# --- the cache ---------------------------------------------------------------------------
+
+
+def _cache() -> Path:
+    place = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(place) / "voiced"
+
+
+def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """A folder that `build(folder)` has filled, kept for the same name and key.
+
+    Built aside and renamed, so a folder that is there is whole. Those of other keys are removed
+    when nobody has asked for them for KEPT_S. Raises TreeError.
+    """
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    wanted = cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    with _locked(cache / f"{name}.lock"):
+        if not wanted.exists():
+            _prune(cache, name)
+            say(f"building {name}")
+            aside = wanted.with_name(wanted.name + ".part")
+            aside.mkdir()
+            build(aside)
+            aside.rename(wanted)
+        os.utime(wanted)
+    return wanted
+
+
+def _prune(cache: Path, name: str) -> None:
+    for old in cache.glob(f"{name}-????????????*"):
+        if old.suffix == ".part" or old.stat().st_mtime < time.time() - KEPT_S:
+            shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        # The kernel frees it when we die; a deadline would need polling for a wait that has an end.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- layers ------------------------------------------------------------------------------
+
+
+def base(system: System) -> Path:
+    """Debian with what the product runs on and is built with. Raises TreeError."""
+
+    def build(folder: Path) -> None:
+        _call(
+            *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={system.arch}"),
+            *(f"--include={','.join(PACKAGES)}", system.suite, str(folder), _mirror()),
+        )
+
+    return cached(f"base-{system}", f"{PACKAGES}", build)
+
+
+def environment(system: System) -> Path:
+    """A layer over `base`: the release's environment with the packages we stand on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["pi"]]
+
+    def build(folder: Path) -> None:
+        with mounted([base(system)], folder) as tree:
+            run_in(tree, "python3", "-m", "venv", RELEASE)
+            _pip(tree, "install", *wanted, env={"PYPI": "1"})
+
+    return cached(f"environment-{system}", f"{PACKAGES} {wanted}", build)
+
+
+def product(system: System) -> list[Path]:
+    """All layers, the topmost first; that one holds the product of this checkout."""
+    below = [environment(system), base(system)]
+    sources = sorted(
+        path
+        for part in ("voiced", "systemd", "config", "pyproject.toml")
+        for path in ([ROOT / part] if (ROOT / part).is_file() else (ROOT / part).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    contents = hashlib.sha256()
+    for path in sources:
+        contents.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+        contents.update(path.read_bytes())
+
+    def build(folder: Path) -> None:
+        with mounted(below, folder) as tree:
+            _install(tree)
+
+    return [cached(f"product-{system}", f"{below} {contents.hexdigest()}", build), *below]
+
+
+def _install(tree: Path) -> None:
+    """What the installer does on a device."""
+    with tempfile.TemporaryDirectory(prefix="voiced-wheel-") as folder:
+        # Built from a copy: building would leave its traces in the checkout.
+        source = Path(folder) / "source"
+        source.mkdir()
+        for part in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / part, source)
+        shutil.copytree(ROOT / "voiced", source / "voiced")
+        _call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
+        (wheel,) = Path(folder).glob("*.whl")
+        _pip(tree, "install", "--no-deps", f"/mnt/{wheel.name}", binds={Path(folder): "/mnt"})
+    (tree / "opt/voiced/current").symlink_to(RELEASE)
+    _copy(ROOT / "systemd/voiced.service", tree / "etc/systemd/system")
+    _copy(ROOT / "systemd/voiced.sysusers", tree / "etc/sysusers.d", "voiced.conf")
+    _copy(ROOT / "config/voiced.toml", tree / "etc/voiced")
+    run_in(tree, "systemd-sysusers")
+    run_in(tree, "systemctl", "enable", "--quiet", "voiced.service")
+
+
+def _copy(source: Path, folder: Path, name: str | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, folder / (name or source.name))
+
+
+# --- working in a tree -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def mounted(layers: Sequence[Path], upper: Path | None = None) -> Iterator[Path]:
+    """The layers as one writable tree, the first on top; changes go to `upper`, or nowhere.
+
+    Raises TreeError.
+    """
+    # Beside the cache: an overlay can't lie on another one, as a temporary folder might.
+    work = Path(tempfile.mkdtemp(prefix="mount-", dir=_cache()))
+    try:
+        for name in ("upper", "work", "tree"):
+            (work / name).mkdir()
+        if upper is not None:
+            (work / "upper").rmdir()
+            upper.rename(work / "upper")  # the same file system as its work folder
+        lower = ":".join(str(layer) for layer in layers)
+        options = f"lowerdir={lower},upperdir={work / 'upper'},workdir={work / 'work'}"
+        _call("mount", "-t", "overlay", "-o", options, "overlay", str(work / "tree"))
+        try:
+            yield work / "tree"
+        finally:
+            _call("umount", "--recursive", str(work / "tree"))
+            if upper is not None:
+                (work / "upper").rename(upper)
+    finally:
+        shutil.rmtree(work)
+
+
+def run_in(
+    root: Path,
+    *command: str,
+    binds: Mapping[Path, str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a command in a tree, with this machine's network; its output. Raises TreeError.
+
+    `binds`: folders of this machine that it sees at the named places, read-only.
+    """
+    return _call(
+        *("systemd-nspawn", "--quiet", "-D", str(root), "--register=no", "--keep-unit", "--pipe"),
+        *(f"--bind-ro={source}:{place}" for source, place in (binds or {}).items()),
+        *(f"--setenv={name}={value}" for name, value in (env or {}).items()),
+        *command,
+    )
+
+
+def _pip(
+    tree: Path,
+    *arguments: str,
+    binds: Mapping[Path, str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """The release's own pip, with this machine's settings for it and its certificates."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    run_in(
+        tree,
+        f"{RELEASE}/bin/python",
+        *("-m", "pip", "--quiet", "--disable-pip-version-check", "--no-cache-dir", *arguments),
+        binds={Path("/etc/ssl/certs"): "/etc/ssl/certs", **(binds or {})},
+        env={**settings, **(env or {})},
+    )
+
+
+def _mirror() -> str:
+    """Where this machine gets Debian from."""
+    told = _call("apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages")
+    return next((uri for uri in told.split() if uri.rstrip("/").endswith("/debian")), "")
+
+
+def _call(*command: str) -> str:
+    called = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if called.returncode:
+        words = (called.stderr.strip() or called.stdout.strip()).splitlines()[-3:]
+        raise TreeError(f"{' '.join(command)[:200]}: {' | '.join(words) or 'failed, silently'}")
+    return called.stdout
