@@ -4,9 +4,10 @@
 #   scripts/appliance.sh [--arch amd64|arm64] [--fast] [--json FILE]
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-packages=(mmdebstrap systemd-container e2fsprogs qemu-system-x86)
+packages=(mmdebstrap systemd-container e2fsprogs)
 case " $* " in
     *arm64*) packages+=(qemu-system-arm qemu-user-static arch-test) ;;
+    *) packages+=(qemu-system-x86) ;;
 esac
 setup dev "${packages[@]}"
 cd "$ROOT"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.appliance import kernel, tree
 from tests.appliance.day import VOICECTL, Broken, Day
-from tests.appliance.machine import NEEDED, Machine, MachineError, disk_image, lay_board
+from tests.appliance.machine import Machine, MachineError, disk_image, lay_board, needed
 from tests.appliance.stage import Stage
 from tests.bench.table import Row, as_json, table
 from tests.certificate import self_signed
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    problem = tree.missing(tree.NEEDED | NEEDED)
+    problem = tree.missing(tree.NEEDED | needed(args.arch))
     if problem:
         _say(problem)
         return 1

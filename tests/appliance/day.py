@@ -242,14 +242,14 @@ class Day:
         """A USB card is pulled and put back: a fault by name, then service."""
         stage = self.stage
         name = "microphone" if card == "Mic" else "speaker"
-        stage.machine.unplug_card(card)
         gone = stage.now()
-        lost = stage.until("fault", gone - 1, fault=f"{name}-lost")
+        stage.machine.unplug_card(card)
+        lost = stage.until("fault", gone, fault=f"{name}-lost")
         self._note(f"{name} unplugged to the fault", (lost["t"] - gone) * 1000)
         if name not in stage.show("StatusText"):
             raise Broken(f"systemd is not told of the {name}: {stage.show('StatusText')!r}")
-        stage.machine.plug_card(card)
         back = stage.now()
+        stage.machine.plug_card(card)
         over = stage.until("fault-over", gone)
         self._note(f"{name} plugged in to service", (over["t"] - back) * 1000)
         self.serves()

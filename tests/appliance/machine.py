@@ -32,12 +32,7 @@ QEMU = {
     "arm64": ("qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72"),
 }
 CONSOLES = {"amd64": "ttyS0", "arm64": "ttyAMA0"}
-NEEDED = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-system-aarch64": "qemu-system-arm",
-    "mke2fs": "e2fsprogs",
-    "setpriv": "util-linux",
-}  # program: package
+QEMU_PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
 CARD_DRIVER = "/sys/bus/platform/drivers/snd_aloop"
 CARDS = {"Mic": "snd_aloop.0", "Speaker": "snd_aloop.1"}  # the order of modprobe.d's ids
@@ -54,6 +49,12 @@ Line = dict[str, Any]
 
 class MachineError(RuntimeError):
     """It doesn't do what it was asked; says what it last said."""
+
+
+def needed(arch: str) -> dict[str, str]:
+    """The programs it takes, each with its package."""
+    qemu = {QEMU[arch][0]: QEMU_PACKAGES[arch]}
+    return {**qemu, "mke2fs": "e2fsprogs", "setpriv": "util-linux"}
 
 
 def disk_image(root: Path, out: Path, size_mb: int) -> Path:

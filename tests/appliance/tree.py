@@ -37,6 +37,9 @@ NEEDED = {
     "mount": "mount",
 }  # program: package
 
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+EMULATED = {"amd64": "x86_64", "arm64": "aarch64"}  # Debian's word: the kernel's and qemu's
+
 KEPT_S = 86_400  # another checkout, or another run of this one, may still have it mounted
 
 
@@ -127,6 +130,7 @@ def base(system: System) -> Path:
             *(f"--include={','.join(PACKAGES)}", system.suite, str(folder), _mirror()),
         )
 
+    _emulate(system.arch)
     return cached(f"base-{system}", f"{PACKAGES}", build)
 
 
@@ -187,6 +191,21 @@ def _install(tree: Path) -> None:
 def _copy(source: Path, folder: Path, name: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, folder / (name or source.name))
+
+
+def _emulate(arch: str) -> None:
+    """Let this machine's kernel run programs of another one. Raises TreeError."""
+    if _call("dpkg", "--print-architecture").strip() == arch:
+        return
+    name = f"qemu-{EMULATED[arch]}"
+    if (BINFMT / name).exists():
+        return
+    rule = Path(f"/usr/lib/binfmt.d/{name}.conf")
+    if not rule.exists():
+        raise TreeError(f"no {name} for {arch}; get it by: apt-get install qemu-user-static")
+    if not (BINFMT / "register").exists():
+        _call("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
+    (BINFMT / "register").write_text(rule.read_text())
 
 
 # --- working in a tree -------------------------------------------------------------------

@@ -301,7 +301,11 @@ def _circumstances(bench: Bench) -> str:
     return (
         f"the rig's own delay: {rig.delay_ms:.1f} ms from a write to the recording "
         f"(spread {rig.spread_ms:.1f}), {rig.drop_ms:.1f} ms from a drop to silence; "
-        + ("the daemon runs at the unit's priority" if os.geteuid() == 0 else "at normal priority")
+        + (
+            "the daemon has the unit's share of the CPU"
+            if os.geteuid() == 0
+            else "no share of its own"
+        )
     )
 
 

@@ -30,6 +30,7 @@ NEEDED = {
         "RestartPreventExitStatus": "78",
         "WatchdogSec": "30",
         "TimeoutStopSec": "10",
+        "CPUWeight": "1000",
         "RuntimeDirectory": "voiced",
         "StateDirectory": "voiced",
         "WorkingDirectory": "%t/voiced",
