@@ -416,19 +416,22 @@ class App:
         log.info("ready: %s", self._core.snapshot()["status"])
 
     async def _watchdog(self) -> None:
-        """Tell systemd we live, as long as both audio threads do. The loop proves itself by it."""
+        """Tell systemd we live, as long as both audio threads do. The loop proves itself by it.
+
+        Where all of us stood still (a card that reads slowly, a machine that was suspended), the
+        threads have the time to the next look for a step.
+        """
         if self._service.watchdog_s is None:
             return
+        late: set[tuple[str, float]] = set()
         while True:
-            stuck = [
-                name
-                for name, edge in (("capture", self._capture), ("playback", self._playback))
-                if time.monotonic() - edge.stepped_at > STUCK_S
-            ]
+            steps = {("capture", self._capture.stepped_at), ("playback", self._playback.stepped_at)}
+            before, late = late, {step for step in steps if time.monotonic() - step[1] > STUCK_S}
+            stuck = sorted(name for name, _ in late & before)
             if stuck:
                 log.error("the %s thread is stuck: systemd restarts us", " and ".join(stuck))
                 self._service.stuck()
-            else:
+            elif not late:
                 self._service.alive()
             await asyncio.sleep(min(self._service.watchdog_s / 3, STUCK_S / 2))
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from voiced.app import STUCK_S
 from voiced.sim.rig import Ear, Rig
 from voiced.sim.wav import write_wav
 
@@ -293,6 +294,16 @@ def test_the_watchdog_is_fed_until_a_sound_thread_hangs(rig: Rig, tmp_path: Path
             sound_server.send_signal(signal.SIGCONT)
         poll(lambda: daemon.told_since(noticed, "WATCHDOG=1"), "a ping once it reads on")
         assert daemon.stop() < STOP_S
+
+
+def test_a_daemon_that_stood_still_as_a_whole_is_not_stuck(rig: Rig, tmp_path: Path) -> None:
+    with Daemon(tmp_path, settings(), WATCHDOG_USEC="600000") as daemon:
+        daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(STUCK_S + 0.5)  # as a suspended machine
+        daemon.process.send_signal(signal.SIGCONT)
+        woken = time.monotonic()
+        poll(lambda: len(daemon.told_since(woken, "WATCHDOG=1")) >= 3, "pings again")
+        assert not daemon.told_since(woken, "WATCHDOG=trigger")
 
 
 def test_nobody_is_fed_without_a_watchdog(rig: Rig, tmp_path: Path) -> None:

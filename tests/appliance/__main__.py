@@ -144,7 +144,8 @@ def main() -> int:
     parser.add_argument("--fast", action="store_true", help="a short day")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     problem = tree.missing(tree.NEEDED | needed(args.arch))
     if problem:
         _say(problem)
@@ -152,21 +153,30 @@ def main() -> int:
     rows: dict[str, Row] = {}
     broken = ""
     try:
-        with tempfile.TemporaryDirectory(prefix="voiced-appliance-") as name:
+        # Not /tmp, which may be in memory: two images of 2 GB.
+        with tempfile.TemporaryDirectory(prefix="voiced-appliance-", dir="/var/tmp") as name:
             run(args.arch, fast=args.fast, rows=rows, folder=Path(name))
     except (Broken, MachineError, StandError, tree.TreeError) as exc:
         broken = str(exc)
     except KeyboardInterrupt:
+        _say("interrupted")
         return 130
-    print(table(rows.values()))
-    if args.json:
-        args.json.write_text(as_json(rows.values()))
+    finally:
+        _tell(rows, args.json)
     missed = [row.name for row in rows.values() if not row.ok]
     if missed:
         print("missed: " + "; ".join(missed))
     if broken:
         print(f"broken: {broken}")
     return 1 if missed or broken else 0
+
+
+def _tell(rows: dict[str, Row], file: Path | None) -> None:
+    """What was measured, however it ended."""
+    if rows:
+        print(table(rows.values()), flush=True)
+    if file:
+        file.write_text(as_json(rows.values()))
 
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ class Machine:
         except OSError as error:
             raise MachineError(f"{do}: {error}: {self._last_words()}") from error
         finally:
-            del self._asked[number]
+            self._asked.pop(number, None)
         if "error" in told:
             raise MachineError(f"{do} {arguments}: {told['error']}")
         return told
@@ -374,12 +374,13 @@ class Machine:
 
     def _take(self, told: Line) -> None:
         if "watch" in told:
-            self._watches[told["watch"]].take(told["line"])
+            if watch := self._watches.get(told["watch"]):  # else it could not be opened
+                watch.take(told["line"])
         elif "up" in told:
             if not self._up.done():  # the agent was started again
                 self._up.set_result(time.monotonic() - self._since)
-        elif told["id"] in self._asked:  # else nobody waits any more
-            self._asked[told["id"]].set_result(told)
+        elif answer := self._asked.get(told["id"]):  # else nobody waits any more
+            answer.set_result(told)
 
     def _last_words(self) -> str:
         lines = self.console.read_text(errors="replace").splitlines()[-CONSOLE_LINES:]

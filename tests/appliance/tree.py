@@ -40,6 +40,7 @@ NEEDED = {
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 EMULATED = {"amd64": "x86_64", "arm64": "aarch64"}  # Debian's word: the kernel's and qemu's
 
+CALL_S = 3600.0  # the longest takes ten minutes, emulated on an idle machine
 KEPT_S = 86_400  # another checkout, or another run of this one, may still have it mounted
 
 
@@ -60,6 +61,11 @@ class System:
 
 BOOKWORM = System("bookworm", "amd64")
 TRIXIE_ARM = System("trixie", "arm64")
+
+
+def native() -> System:
+    """Bookworm for this machine's own processor: a container emulates none."""
+    return System("bookworm", _call("dpkg", "--print-architecture").strip())
 
 
 def missing(programs: Mapping[str, str] = NEEDED) -> str | None:
@@ -98,23 +104,37 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
             say(f"building {name}")
             aside = wanted.with_name(wanted.name + ".part")
             aside.mkdir()
-            build(aside)
+            before = os.umask(0o022)  # on a device everybody may read the system
+            try:
+                build(aside)
+            finally:
+                os.umask(before)
             aside.rename(wanted)
         os.utime(wanted)
     return wanted
 
 
 def _prune(cache: Path, name: str) -> None:
+    _sweep(cache)
     for old in cache.glob(f"{name}-????????????*"):
         if old.suffix == ".part" or old.stat().st_mtime < time.time() - KEPT_S:
             shutil.rmtree(old)
 
 
+def _sweep(cache: Path) -> None:
+    """Remove the mounts of those who were killed: nobody holds their locks."""
+    for work in cache.glob("mount-*"):
+        with contextlib.suppress(BlockingIOError), _locked(work / "lock", wait=False):
+            subprocess.run(("umount", "--recursive", "--lazy", str(work / "tree")), check=False)
+            shutil.rmtree(work)
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Raises BlockingIOError if somebody holds it and it is not to be waited for."""
     with path.open("w") as lock:
         # The kernel frees it when we die; a deadline would need polling for a wait that has an end.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
@@ -125,9 +145,13 @@ def base(system: System) -> Path:
     """Debian with what the product runs on and is built with. Raises TreeError."""
 
     def build(folder: Path) -> None:
+        mirror = _mirror()
         _call(
+            # Its mounts and its children end with it, however it ends.
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={system.arch}"),
-            *(f"--include={','.join(PACKAGES)}", system.suite, str(folder), _mirror()),
+            *(f"--include={','.join(PACKAGES)}", system.suite, str(folder)),
+            *([mirror] if mirror else []),
         )
 
     _emulate(system.arch)
@@ -142,6 +166,7 @@ def environment(system: System) -> Path:
     def build(folder: Path) -> None:
         with mounted([base(system)], folder) as tree:
             run_in(tree, "python3", "-m", "venv", RELEASE)
+            # PYPI: lgpio's way to be built with its C library, where it has no wheel
             _pip(tree, "install", *wanted, env={"PYPI": "1"})
 
     return cached(f"environment-{system}", f"{PACKAGES} {wanted}", build)
@@ -152,7 +177,7 @@ def product(system: System) -> list[Path]:
     below = [environment(system), base(system)]
     sources = sorted(
         path
-        for part in ("voiced", "systemd", "config", "pyproject.toml")
+        for part in ("voiced", "systemd", "config", "pyproject.toml", Path(__file__))
         for path in ([ROOT / part] if (ROOT / part).is_file() else (ROOT / part).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     )
@@ -177,7 +202,8 @@ def _install(tree: Path) -> None:
         for part in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / part, source)
         shutil.copytree(ROOT / "voiced", source / "voiced")
-        _call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
+        wheel_here = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+        _call(sys.executable, *wheel_here, "--wheel-dir", folder, str(source))
         (wheel,) = Path(folder).glob("*.whl")
         _pip(tree, "install", "--no-deps", f"/mnt/{wheel.name}", binds={Path(folder): "/mnt"})
     (tree / "opt/voiced/current").symlink_to(RELEASE)
@@ -203,6 +229,7 @@ def _emulate(arch: str) -> None:
     rule = Path(f"/usr/lib/binfmt.d/{name}.conf")
     if not rule.exists():
         raise TreeError(f"no {name} for {arch}; get it by: apt-get install qemu-user-static")
+    say(f"telling the kernel to run {arch} programs by {name}, until it starts anew")
     if not (BINFMT / "register").exists():
         _call("mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT))
     (BINFMT / "register").write_text(rule.read_text())
@@ -217,25 +244,38 @@ def mounted(layers: Sequence[Path], upper: Path | None = None) -> Iterator[Path]
 
     Raises TreeError.
     """
-    # Beside the cache: an overlay can't lie on another one, as a temporary folder might.
+    # Beside the cache: on its file system, and that can't be an overlay itself.
     work = Path(tempfile.mkdtemp(prefix="mount-", dir=_cache()))
     try:
-        for name in ("upper", "work", "tree"):
-            (work / name).mkdir()
-        if upper is not None:
-            (work / "upper").rmdir()
-            upper.rename(work / "upper")  # the same file system as its work folder
-        lower = ":".join(str(layer) for layer in layers)
-        options = f"lowerdir={lower},upperdir={work / 'upper'},workdir={work / 'work'}"
-        _call("mount", "-t", "overlay", "-o", options, "overlay", str(work / "tree"))
-        try:
-            yield work / "tree"
-        finally:
-            _call("umount", "--recursive", str(work / "tree"))
+        with _locked(work / "lock"):
+            for name in ("upper", "work", "tree"):
+                (work / name).mkdir()
+                (work / name).chmod(0o755)
             if upper is not None:
-                (work / "upper").rename(upper)
+                (work / "upper").rmdir()
+                upper.rename(work / "upper")
+            lower = ":".join(str(layer) for layer in layers)
+            options = f"lowerdir={lower},upperdir={work / 'upper'},workdir={work / 'work'}"
+            try:
+                _call("mount", "-t", "overlay", "-o", options, "overlay", str(work / "tree"))
+            except TreeError as exc:
+                hint = "set XDG_CACHE_HOME to a folder on a disk of this machine"
+                raise TreeError(f"{exc}; the cache is in {_cache()}: {hint}") from exc
+            try:
+                yield work / "tree"
+            finally:
+                _unmount(work / "tree")
+                if upper is not None:
+                    (work / "upper").rename(upper)
     finally:
         shutil.rmtree(work)
+
+
+def _unmount(tree: Path) -> None:
+    try:
+        _call("umount", "--recursive", str(tree))
+    except TreeError:  # something in it still runs: it goes with that
+        _call("umount", "--recursive", "--lazy", str(tree))
 
 
 def run_in(
@@ -263,7 +303,16 @@ def _pip(
     env: Mapping[str, str] | None = None,
 ) -> None:
     """The release's own pip, with this machine's settings for it and its certificates."""
-    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    passed = (
+        "PIP_",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+    )
+    settings = {name: value for name, value in os.environ.items() if name.startswith(passed)}
     run_in(
         tree,
         f"{RELEASE}/bin/python",
@@ -280,9 +329,17 @@ def _mirror() -> str:
 
 
 def _call(*command: str) -> str:
-    called = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    try:
+        called = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CALL_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise TreeError(f"{' '.join(command)[:200]}: not done in {CALL_S / 60:.0f} min") from exc
     if called.returncode:
         words = (called.stderr.strip() or called.stdout.strip()).splitlines()[-3:]
         raise TreeError(f"{' '.join(command)[:200]}: {' | '.join(words) or 'failed, silently'}")

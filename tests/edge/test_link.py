@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
 
-from tests.sim.test_server import self_signed
+from tests.certificate import self_signed
 from voiced.config import Realtime, Secret
 from voiced.edge import link as links
 from voiced.edge.link import CLOSE_TIMEOUT_S, MAX_UNSENT, Link
@@ -389,7 +389,7 @@ def test_ws_to_a_peer_outside_the_house_is_refused(monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
     """A certificate for 127.0.0.1 that signed itself, and a server's context with it."""
-    certificate, key = self_signed(tmp_path_factory.mktemp("tls"))
+    certificate, key = self_signed(tmp_path_factory.mktemp("tls"), "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return certificate, context

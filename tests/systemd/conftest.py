@@ -30,9 +30,11 @@ def layers() -> Iterator[list[Path]]:
     if why := tree.missing():
         (pytest.fail if "CI" in os.environ else pytest.skip)(why)
     # As Ctrl-C: pytest then leaves no container and no mount behind.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    yield tree.product(tree.BOOKWORM)
-    signal.signal(signal.SIGTERM, before)
+    stops = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in stops]
+    yield tree.product(tree.native())
+    for number, handler in zip(stops, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

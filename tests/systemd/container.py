@@ -283,9 +283,9 @@ def _control_groups(name: str) -> Iterator[list[Path]]:
             groups.append(Path(mount + ours[""]) / name)
         elif kind == "cgroup" and "name=systemd" in options.split(","):
             groups.append(Path(mount + ours["name=systemd"]) / name)
-    for group in groups:
-        group.mkdir()
     try:
+        for group in groups:
+            group.mkdir(exist_ok=True)  # a hierarchy may be mounted twice
         yield groups
     finally:
         for folder in _folders(groups):

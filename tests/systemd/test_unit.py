@@ -49,7 +49,11 @@ def test_the_unit_says_what_the_daemon_relies_on() -> None:
 
 def test_the_environment_lets_lgpio_work() -> None:
     environment = re.findall(r"^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)
-    assert sorted(environment) == ["GPIOZERO_PIN_FACTORY=lgpio", "LG_WD=%t/voiced"]
+    assert sorted(environment) == [
+        "GPIOZERO_PIN_FACTORY=lgpio",
+        "LG_WD=%t/voiced",
+        "MALLOC_ARENA_MAX=1",
+    ]
 
 
 def test_the_program_is_the_daemon_with_its_own_defaults() -> None:

@@ -18,9 +18,10 @@ from voiced.sim.rig import Rig
 INJECT = Path(__file__).parent / "inject" / "sitecustomize.py"
 INJECTED = "[Service]\nEnvironment=PYTHONPATH=/srv/inject\n"
 
-# How long until it serves again. A stuck sound thread is found after 5 s and at the next look, up
-# to 2.5 s later; all else by systemd, 30 s after the last sign of life. Then 2 s until the start.
-THREAD_S = 5.0 + 2.5 + 2.0
+# How long until it serves again. A stuck sound thread is found after 5 s, at the second look, of
+# which one comes every 2.5 s; all else by systemd, 30 s after the last sign of life. It starts 2 s
+# later.
+THREAD_S = 5.0 + 2 * 2.5 + 2.0
 DAEMON_S = 30.0 + 2.0
 SPARE_S = 5.0  # four are up at once, on a machine that may be busy
 
