@@ -8,6 +8,7 @@ a goal is missed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from tests.bench.sabotage import SABOTAGES
 from tests.bench.table import Row, as_json, table
 from voiced.sim.board import Finger
 from voiced.sim.rig import Calibration, Ear, Mouth, Rig, calibrate
-from voiced.sim.stand import BUTTON_PIN, Daemon, Server, StandError, Watch
+from voiced.sim.stand import BUTTON_PIN, Daemon, Process, Server, StandError, Watch
 from voiced.sim.wav import read_wav, to_rate, write_wav
 
 VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")
@@ -56,6 +57,7 @@ class Bench:
         frames = folder / "frames.jsonl"
         with ExitStack() as stack:
             server = stack.enter_context(Server(folder, ["--frames", str(frames), *server_args]))
+            _give_share(server)  # the cloud is another machine
             settings = {
                 "realtime": {"url": server.url},
                 "microphone": {"device": Rig.microphone},
@@ -65,6 +67,7 @@ class Bench:
             }
             module = ("tests.bench.sabotage", self._sabotage)
             daemon = stack.enter_context(Daemon(folder, settings, self._rig.env, module))
+            _give_share(daemon)
             self.row("start to READY", 500, None).values.append(daemon.wait_ready())
             watch = stack.enter_context(Watch(daemon))
             finger = stack.enter_context(Finger(daemon.board))
@@ -284,10 +287,18 @@ def _speech_of(voice: np.ndarray[Any, Any]) -> tuple[int, int]:
     return int(loud[0]) * size, int(loud[-1] + 1) * size
 
 
+def _give_share(process: Process) -> None:
+    """The share of the processor that the unit's CPUWeight gives, where we may: ten times that of
+    another session. (A process's own niceness counts within its session only.)"""
+    with contextlib.suppress(OSError):  # not root, or a kernel that doesn't group by session
+        Path(f"/proc/{process.popen.pid}/autogroup").write_text("-10")
+
+
 @contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """Processes that do nothing but burn a core."""
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """Processes that do nothing but burn a core, each another program to the kernel."""
+    burn = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(burn, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:

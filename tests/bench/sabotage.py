@@ -5,19 +5,13 @@ A measurement that can't fail measures nothing: with each of these the bench mus
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from voiced.core import microphone, uplink
 from voiced.edge.playback import Playback
 from voiced.sim import board
-
-SESSION_NICE = -10
-"""Of the daemon's session, where we may: the share of the processor that the unit's CPUWeight
-gives. (The daemon's own niceness would count within its session only.)"""
 
 
 def no_drop() -> None:
@@ -105,8 +99,6 @@ SABOTAGES: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
-    with contextlib.suppress(OSError):  # not root, or a kernel without sessions' groups
-        Path("/proc/self/autogroup").write_text(str(SESSION_NICE))
     if name != "none":
         SABOTAGES[name]()
     sys.exit(board.main())

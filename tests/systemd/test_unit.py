@@ -53,6 +53,7 @@ def test_the_environment_lets_lgpio_work() -> None:
         "GPIOZERO_PIN_FACTORY=lgpio",
         "LG_WD=%t/voiced",
         "MALLOC_ARENA_MAX=1",
+        "MALLOC_TRIM_THRESHOLD_=131072",
     ]
 
 
