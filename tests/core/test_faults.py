@@ -9,7 +9,6 @@ import pytest
 
 import voiced
 from voiced.core.faults import FAULTS, HARMLESS_ERRORS, Fault, Retry, of_close, of_error
-from voiced.edge.control import GROUP
 from voiced.events import Device
 
 PACKAGE = Path(voiced.__file__).parent
@@ -43,7 +42,7 @@ def test_every_fault_that_the_edges_name_has_a_row() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
     assert {"microphone-lost", "no-dns", "key-missing"} <= named
-    assert named - {GROUP} <= set(FAULTS)
+    assert named <= set(FAULTS)
 
 
 FATAL = [
