@@ -26,10 +26,11 @@ ARROWS: dict[str, set[str]] = {
         "voiced.events",
         "voiced.edge.pcm",  # helpers of the edges, and no devices
         "voiced.edge.resample",
+        "voiced.edge.played",
     },
     "voiced.app": {"voiced", "voiced.config", "voiced.events", "voiced.core", "voiced.edge"},
     "voiced.__main__": {"voiced", "voiced.config", "voiced.app", "voiced.edge"},
-    "voiced.voicectl": set(),
+    "voiced.voicectl": {"voiced.core.calibration"},
     "voiced.sim": {"voiced.sim", "voiced.voicectl"},
     "voiced.sim.console": {"voiced.sim", "voiced.voicectl", "voiced.edge.pcm"},  # opens a card
     "voiced.sim.board": {"voiced.sim", "voiced.__main__"},  # the daemon, on a board of its own

@@ -14,8 +14,20 @@ from typing import Any
 
 import pytest
 
+from voiced import voicectl
+from voiced.core.calibration import METER_MS, Phase
 from voiced.edge.control import MAX_CLIENTS, Control
-from voiced.voicectl import COMMANDS, Connection, NoDaemon, event_line, main, status_lines
+from voiced.voicectl import (
+    COMMANDS,
+    Connection,
+    NoDaemon,
+    Refused,
+    calibrate,
+    calibration_lines,
+    event_line,
+    main,
+    status_lines,
+)
 
 DEADLINE_S = 10.0
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -38,7 +50,13 @@ SNAPSHOT: dict[str, Any] = {
     "said_s": 1.5,
     "sent_s": 2.5,
     "heard_s": 3.5,
+    "microphone": {"use": [0], "gain_db": 0.0, "echo": "half-duplex", "quiet_dbfs": -62.0},
 }
+
+
+def meter(rms_dbfs: float) -> dict[str, Any]:
+    level = {"rms_dbfs": rms_dbfs, "peak_dbfs": rms_dbfs + 14, "clipped": 0, "constant": False}
+    return {"level_dbfs": rms_dbfs, "channels": [level]}
 
 
 class Daemon:
@@ -49,7 +67,8 @@ class Daemon:
         self.asked: list[str] = []
         self.who = ""
         self.clients = 0
-        self._control = Control(path, self._handle, self._snapshot, lambda: {"level_dbfs": -1.0})
+        self.snapshot = SNAPSHOT
+        self._control = Control(path, self._handle, self._snapshot, lambda: meter(-60.0))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -72,7 +91,7 @@ class Daemon:
 
     def _snapshot(self) -> dict[str, Any]:
         self.clients += 1
-        return SNAPSHOT
+        return self.snapshot
 
     def _handle(self, name: str, who: str) -> dict[str, Any]:
         self.asked.append(name)
@@ -96,7 +115,9 @@ def ask(daemon: Daemon, *words: str) -> int:
 # --- commands --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"status", "watch", "interrupt"}))
+@pytest.mark.parametrize(
+    "command", sorted(set(COMMANDS) - {"status", "watch", "interrupt", "calibrate"})
+)
 def test_a_command_reaches_the_daemon_and_its_answer_the_person(
     daemon: Daemon, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -201,9 +222,9 @@ def test_what_a_server_wrote_can_not_steer_the_terminal() -> None:
 
 
 @contextlib.contextmanager
-def watching(daemon: Daemon, *options: str) -> Iterator["subprocess.Popen[str]"]:
+def running(daemon: Daemon, *words: str) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "voiced.voicectl", "watch", "--socket", str(daemon.path), *options],
+        [sys.executable, "-m", "voiced.voicectl", *words, "--socket", str(daemon.path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,7 +237,7 @@ def watching(daemon: Daemon, *options: str) -> Iterator["subprocess.Popen[str]"]
 
 
 def test_watch_prints_a_line_per_event_until_ctrl_c(daemon: Daemon) -> None:
-    with watching(daemon) as process:
+    with running(daemon, "watch") as process:
         assert process.stdout
         assert process.stdout.readline() == "now: listening · link up\n"
         daemon.tell({"event": "turn", "t": 1.0, "text": "= IDLE -> LISTENING (press)"})
@@ -229,7 +250,7 @@ def test_watch_prints_a_line_per_event_until_ctrl_c(daemon: Daemon) -> None:
 
 def test_watch_as_json_gives_the_lines_as_they_are(daemon: Daemon) -> None:
     event = {"event": "turn", "t": 1.0, "text": "x", "before": "idle"}
-    with watching(daemon, "--json") as process:
+    with running(daemon, "watch", "--json") as process:
         assert process.stdout
         assert json.loads(process.stdout.readline())["version"] == 1
         daemon.tell(event)
@@ -238,7 +259,7 @@ def test_watch_as_json_gives_the_lines_as_they_are(daemon: Daemon) -> None:
 
 def test_watch_ends_with_3_when_the_daemon_stops(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "control.sock")
-    with watching(daemon) as process:
+    with running(daemon, "watch") as process:
         assert process.stdout
         process.stdout.readline()
         daemon.close()
@@ -248,7 +269,7 @@ def test_watch_ends_with_3_when_the_daemon_stops(tmp_path: Path) -> None:
 
 
 def test_watch_into_head_ends_quietly(daemon: Daemon) -> None:
-    with watching(daemon) as process:
+    with running(daemon, "watch") as process:
         assert process.stdout
         process.stdout.readline()
         process.stdout.close()
@@ -256,6 +277,173 @@ def test_watch_into_head_ends_quietly(daemon: Daemon) -> None:
         assert process.wait(DEADLINE_S) == 0
         assert process.stderr
         assert process.stderr.read() == ""
+
+
+# --- calibrate -------------------------------------------------------------------------------
+
+IDLE = SNAPSHOT | {"turn": "idle"}
+
+
+class Room:
+    """Stands for the connection: a room for 4 s, then a voice, as the meter shows them.
+
+    Its clock is the meter's: a tenth of a second a reading.
+    """
+
+    def __init__(self, levels_dbfs: list[float], after: dict[str, Any] = IDLE) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.levels_dbfs, self.after = levels_dbfs, after
+        self.shown = 0
+
+    def clock(self) -> float:
+        return self.shown / 10
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        yield {"ok": True, "text": "watching"}
+        while True:
+            yield {"event": "press", "t": 1.0, "text": "somebody plays with the button"}
+            self.shown += 1
+            yield {"meter": meter(self.levels_dbfs[self.shown - 1])}
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert command == "status"
+        return {"ok": True, "snapshot": self.after}
+
+
+def calibrated(room: Room, before: dict[str, Any] = IDLE) -> Any:
+    return calibrate(room, before, room.clock)  # type: ignore[arg-type]
+
+
+QUIET, VOICE = [-70.0] * 40, [-46.0] * 60
+
+
+def test_calibrate_hears_the_room_and_the_voice(capsys: pytest.CaptureFixture[str]) -> None:
+    room = Room(QUIET + VOICE)
+    report = calibrated(room)
+    assert room.sent == [{"command": "watch", "meter_ms": METER_MS}]
+    assert room.shown == 100
+    assert report["ok"]
+    assert (report["channels"][0]["room_dbfs"], report["channels"][0]["speech_dbfs"]) == (-70, -46)
+    assert report["proposal"]["gain_db"] == 20.0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "Be quiet, for 4 s.",
+        "Now speak normally from where you will stand, for 6 s.",
+    ]
+
+
+def test_calibrate_gives_the_person_time_to_fall_silent() -> None:
+    voice = [-26.0] * 60
+    assert calibrated(Room([-20.0] * 19 + QUIET[19:] + voice)) == calibrated(Room(QUIET + voice))
+
+
+def test_calibrate_counts_down_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    calibrated(Room(QUIET + VOICE))
+    lines = capsys.readouterr().err.splitlines()
+    counts = [line.split()[-1] for line in lines if line.startswith("Be quiet")]
+    assert list(dict.fromkeys(counts)) == ["s.", "4", "3", "2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"muted": True}, "muted"), ({"turn": "hearing"}, "busy")]
+)
+def test_calibrate_does_not_begin_where_it_can_not_hear(change: dict[str, Any], name: str) -> None:
+    room = Room([])
+    report = calibrated(room, IDLE | change)
+    assert [finding["name"] for finding in report["findings"]] == [name]
+    assert room.sent == []
+
+
+def test_calibrate_notices_that_it_was_muted_on_the_way() -> None:
+    report = calibrated(Room(QUIET + VOICE, after=IDLE | {"muted": True}))
+    assert [finding["name"] for finding in report["findings"]] == ["muted"]
+
+
+def test_calibrate_with_an_older_daemon_is_refused() -> None:
+    with pytest.raises(Refused, match="older than voicectl"):
+        calibrated(Room([]), {"muted": False})
+
+
+def test_a_person_reads_a_table_and_what_to_configure() -> None:
+    report = calibrated(Room(QUIET + VOICE))
+    report["proposal"] = {"use": [1], "gain_db": 20.0, "quiet_dbfs": -58.0}
+    assert calibration_lines(report) == [
+        "channel        room   speech     peak  clipped",
+        " 0 in use     -70.0    -46.0    -32.0        0",
+        "Your voice is 24 dB above the room. All levels in dBFS.",
+        "Proposed for voiced.toml (then: voicectl reload):",
+        "    [microphone]",
+        "    use = 1",
+        "    gain_db = 20.0",
+        "    [gate]",
+        "    quiet_dbfs = -58.0",
+        "and calibrate again: the rest depends on the channel.",
+    ]
+
+
+def test_a_mix_is_proposed_as_toml_has_it() -> None:
+    report = calibrated(Room(QUIET + VOICE))
+    report["proposal"] = {"use": [0, 2], "gain_db": None, "quiet_dbfs": None}
+    assert "    use = [0, 2]" in calibration_lines(report)
+
+
+def test_a_person_reads_that_all_is_well() -> None:
+    lines = calibration_lines(calibrated(Room(QUIET + [-26.0] * 60)))
+    assert lines[-1] == "All is well: nothing to change."
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases that are over with the first readings of a real clock."""
+    monkeypatch.setattr(voicectl.calibration, "ROOM", Phase("Quiet", 0.05, 0))
+    monkeypatch.setattr(voicectl.calibration, "SPEECH", Phase("Speak", 0.05, 0))
+
+
+@pytest.mark.usefixtures("brief")
+def test_calibrate_through_the_socket_ends_with_1_where_something_is_wrong(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.snapshot = IDLE
+    assert ask(daemon, "calibrate") == 1
+    out, err = capsys.readouterr()
+    assert "PROBLEM  nobody-spoke: " in out
+    assert err == "Quiet, for 0.05 s.\nSpeak, for 0.05 s.\n"
+
+
+@pytest.mark.usefixtures("brief")
+def test_calibrate_as_json_is_one_object_and_nothing_else(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.snapshot = IDLE
+    assert ask(daemon, "calibrate", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["ok"]) == (1, False)
+
+
+def test_calibrate_of_a_muted_daemon_says_how_to_unmute(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.snapshot = IDLE | {"muted": True}
+    assert ask(daemon, "calibrate") == 1
+    assert "unmute first (voicectl unmute)" in capsys.readouterr().out
+
+
+def test_calibrate_can_be_interrupted(daemon: Daemon) -> None:
+    daemon.snapshot = IDLE
+    with running(daemon, "calibrate") as process:
+        assert process.stderr
+        assert process.stderr.readline() == "Be quiet, for 4 s.\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, out) == (1, "")
+        assert err == "voicectl: interrupted, nothing is changed\n"
 
 
 # --- no daemon -------------------------------------------------------------------------------

@@ -20,24 +20,29 @@ from typing import Any
 
 from voiced import config as configs
 from voiced.config import Config, ConfigError, KeyMissing, Secret
+from voiced.core import earcons
 from voiced.core.conversation import Conversation
 from voiced.edge.capture import Capture
 from voiced.edge.control import Control
+from voiced.edge.echo import Canceller, CancellerMissing
 from voiced.edge.gpio import Button
 from voiced.edge.lights import Lights
 from voiced.edge.link import Link
 from voiced.edge.pcm import DeviceError
 from voiced.edge.playback import Playback
+from voiced.edge.played import Played
 from voiced.edge.service import Service
 from voiced.edge.store import StateError, Store
 from voiced.events import (
     ButtonEdge,
+    Chime,
     CloseLink,
     Command,
     DeviceBack,
     DeviceFault,
     Dial,
     DropUnsent,
+    Duck,
     EndPlay,
     Event,
     Flush,
@@ -109,7 +114,12 @@ class App:
         self._all_met = asyncio.Event()
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT. Raises ControlError if the socket can't be opened."""
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            ControlError: the socket can't be opened.
+            CancellerMissing: the echo canceller is configured, and doesn't load.
+        """
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         muted = self._build()
@@ -150,16 +160,26 @@ class App:
         self._control = Control(
             self._places.socket, self._command, self._snapshot, self._core.meter
         )
-        self._capture = self._new_capture(muted)
+        self._played = Played()
+        self._capture = self._new_capture(muted, _canceller(self._config))
         self._playback = self._new_playback()
         return fault
 
-    def _new_capture(self, muted: bool) -> Capture:
-        return Capture(self._config.microphone, self._wake, self._post, muted=muted)
+    def _new_capture(self, muted: bool, canceller: Canceller | None) -> Capture:
+        return Capture(
+            self._config.microphone,
+            self._wake,
+            self._post,
+            muted=muted,
+            played=self._played,
+            canceller=canceller,
+        )
 
     def _new_playback(self) -> Playback:
         speaker = self._config.speaker
-        return Playback(speaker.device, speaker.rate, speaker.volume, self._post)
+        return Playback(
+            speaker.device, speaker.rate, speaker.volume, self._post, played=self._played
+        )
 
     def _begin(self, fault: DeviceFault | None) -> None:
         for number, handler in (
@@ -285,6 +305,9 @@ class App:
     def _flush(self, effect: Flush) -> None:
         self._events.appendleft(self._playback.flush(effect.epoch, effect.cause_at))
 
+    def _chime(self, effect: Chime) -> None:
+        self._playback.chime(earcons.samples(effect.name), self._config.sounds.volume)
+
     def _show(self, effect: Show) -> None:
         now = time.monotonic()
         if self._lights is None:
@@ -359,6 +382,7 @@ class App:
             "capture_dropped_blocks": self._capture.dropped_blocks,
             "playback_xruns": self._playback.xruns,
             "playback_holes": self._playback.holes,
+            "chimes_skipped": self._playback.chimes_skipped,
             "control_dropped_clients": self._control.dropped_clients,
         }
         snapshot = self._core.snapshot()
@@ -371,22 +395,23 @@ class App:
         now = time.monotonic()
         try:
             new = configs.load(self._places.config)
-        except ConfigError as exc:
+            canceller = _canceller(new)
+        except (ConfigError, CancellerMissing) as exc:
             problem = str(exc)
             self.dispatch(DeviceFault("config", "config-invalid", problem, now))
         else:
             old, self._config = self._config, new
             self.dispatch(Reconfigured(new, now))
-            self._replace_edges(old, new)
+            self._replace_edges(old, new, canceller)
             self._read_key()
             log.info("the new configuration is in use")
         self._service.ready()
         return problem
 
-    def _replace_edges(self, old: Config, new: Config) -> None:
+    def _replace_edges(self, old: Config, new: Config, canceller: Canceller | None) -> None:
         if old.microphone != new.microphone:
             self._capture.close()
-            self._capture = self._new_capture(self._core.muted)
+            self._capture = self._new_capture(self._core.muted, canceller)
             self._capture.start()
         if old.speaker != new.speaker:
             detail = "the configuration changed"  # an answer would never end on another device
@@ -442,7 +467,14 @@ class App:
             self._open_pins()
 
 
+def _canceller(config: Config) -> Canceller | None:
+    """What takes our own sound out of the microphone. Raises CancellerMissing."""
+    return Canceller() if config.microphone.echo == "cancel" else None
+
+
 _PERFORM: dict[type, Callable[[App, Any], None]] = {
+    Duck: lambda app, e: app._playback.duck(e.on),
+    Chime: App._chime,
     Dial: lambda app, e: app._link.dial(e.dial, app._config.realtime, app._key),
     CloseLink: lambda app, e: app._link.close(),
     Send: lambda app, e: app._link.send(e.text, e.audio_frames),

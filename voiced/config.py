@@ -6,6 +6,7 @@ The documented default file is `config/voiced.toml`; a test keeps the two the sa
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -95,6 +96,20 @@ class Microphone(_Table, frozen=True):
         int | Annotated[list[int], Meta(min_length=1)],
         Meta(description="a channel number from 0, or a list of them to mix"),
     ] = 0
+    format: Annotated[
+        Literal["S16_LE", "S24_LE", "S24_3LE", "S32_LE"],
+        Meta(description='"S16_LE", "S24_LE", "S24_3LE" or "S32_LE", as ALSA names them'),
+    ] = "S16_LE"
+    gain_db: Annotated[
+        float, Meta(ge=-20, le=40, description="decibels added in software, -20 to 40")
+    ] = 0.0
+    echo: Annotated[
+        Literal["half-duplex", "cancel", "hardware", "gate"],
+        Meta(
+            description='"half-duplex" (deaf while it speaks), "cancel" (voiced[aec]), '
+            '"hardware" (the array cancels) or "gate" (a speaker far from the microphone)'
+        ),
+    ] = "half-duplex"
 
     @property
     def channels_used(self) -> tuple[int, ...]:
@@ -133,12 +148,18 @@ class Lights(_Table, frozen=True):
 
 class Gate(_Table, frozen=True):
     enabled: Annotated[bool, Meta(description="true or false")] = True
+    quiet_dbfs: Annotated[
+        float, Meta(ge=-90, le=-20, description="dBFS below which nothing is speech, -90 to -20")
+    ] = -62.0
 
 
 class Turn(_Table, frozen=True):
     end: Annotated[
-        Literal["server_vad", "local"],
-        Meta(description='"server_vad" (the server hears the end) or "local" (the gate does)'),
+        Literal["server_vad", "semantic_vad", "local"],
+        Meta(
+            description='"server_vad" (the server hears the end), "semantic_vad" (it understands '
+            'that you have finished) or "local" (the gate hears it)'
+        ),
     ] = "server_vad"
     silence_ms: Annotated[
         int, Meta(ge=200, le=5_000, description="milliseconds of silence, 200 to 5000")
@@ -158,6 +179,11 @@ class Turn(_Table, frozen=True):
     ] = 120.0
 
 
+class Sounds(_Table, frozen=True):
+    enabled: Annotated[bool, Meta(description="true or false")] = True
+    volume: Annotated[int, Meta(ge=0, le=100, description="0 to 100")] = 50
+
+
 class Config(_Table, frozen=True):
     realtime: Realtime = Realtime()
     microphone: Microphone = Microphone()
@@ -166,6 +192,7 @@ class Config(_Table, frozen=True):
     lights: Lights = Lights()
     gate: Gate = Gate()
     turn: Turn = Turn()
+    sounds: Sounds = Sounds()
 
 
 def load(path: Path) -> Config:
@@ -261,6 +288,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
                 f"channel {channel} does not exist: microphone.channels = {mic.channels} "
                 f"has channels 0 to {mic.channels - 1}",
             )
+    yield from _echo_contradictions(config)
     if re.match(r"\s*(plug:.*)?\b(default|sysdefault|dmix)\b", speaker.device):
         yield (
             "speaker.device",
@@ -281,6 +309,25 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
     key_file = config.realtime.api_key_file
     if key_file and "/" not in key_file:
         yield "realtime.api_key_file", "...", "must be a path with a /, and never the key itself"
+
+
+def _echo_contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
+    mic = config.microphone
+    if mic.echo == "hardware" and len(mic.channels_used) != 1:
+        yield (
+            "microphone.use",
+            mic.use,
+            'microphone.echo = "hardware" takes one channel, the one the array has processed: '
+            "a raw one mixed in would bring the echo back",
+        )
+    if mic.echo == "gate" and not config.gate.enabled:
+        yield "microphone.echo", mic.echo, "needs gate.enabled = true"
+    if mic.echo == "cancel" and not importlib.util.find_spec("livekit"):
+        yield (
+            "microphone.echo",
+            mic.echo,
+            "needs the echo canceller, which is not installed: pip install 'voiced[aec]'",
+        )
 
 
 def url_problem(url: str) -> str | None:

@@ -69,11 +69,38 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class MicrophoneBlock:
-    """`BLOCK_FRAMES` samples; the last of them was captured at `at`. Zeros while muted."""
+    """`BLOCK_FRAMES` samples; the last of them was captured at `at`. Zeros while muted.
+
+    `played` is what left our own speaker in that time, as many samples; None if nothing did.
+    With `microphone.echo = "cancel"` its echo has been taken out of `samples`.
+    """
 
     samples: Samples
     at: float
     muted: bool = False
+    played: Samples | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLevel:
+    """A second of one channel of the microphone as the card gave it, 0 dBFS = full scale.
+
+    `clipped` counts samples at full scale; `constant`: no two samples differed.
+    """
+
+    rms_dbfs: float
+    peak_dbfs: float
+    clipped: int
+    constant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLevels:
+    """About once a second, one for each channel of the card; `own_sound`: we played meanwhile."""
+
+    levels: tuple[ChannelLevel, ...]
+    own_sound: bool
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +224,7 @@ Event = (
     ButtonEdge
     | Command
     | MicrophoneBlock
+    | ChannelLevels
     | LinkOpened
     | LinkClosed
     | LinkFrame
@@ -265,6 +293,20 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class Duck:
+    """Play on at a fifth of the amplitude (`on`), or as before; both glide."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chime:
+    """Play the earcon of this name (`core.earcons`) if nothing sounds; it delays no answer."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Show:
     """Set the lights and answer `LightShown` or `DeviceFault` before any other event."""
 
@@ -312,6 +354,8 @@ Effect = (
     | Play
     | EndPlay
     | Flush
+    | Duck
+    | Chime
     | Show
     | SetMuted
     | Status

@@ -1,20 +1,24 @@
 """`voicectl`: what a person asks of the daemon, over its control socket (docs/control.md).
 
-It imports nothing but the standard library, so that it answers at once on a small board.
+It imports nothing but the standard library (and what judges a calibration, which doesn't either),
+so that it answers at once on a small board.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pwd
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
+
+from voiced.core import calibration
 
 DEFAULT_SOCKET = "/run/voiced/control.sock"
 
@@ -44,6 +48,7 @@ COMMANDS = {
     "mute": "mute the microphone, also after a restart",
     "unmute": "make it live again",
     "reload": "read the configuration again",
+    "calibrate": "listen to the room and to you, propose settings",
 }
 
 Message = dict[str, Any]
@@ -200,7 +205,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--socket", metavar="PATH", default=DEFAULT_SOCKET, help="default: %(default)s"
     )
-    parser.add_argument("--json", action="store_true", help="print what the daemon says, as it is")
+    parser.add_argument("--json", action="store_true", help="print it for programs")
     return parser.parse_args(argv)
 
 
@@ -213,6 +218,8 @@ def _run(daemon: Connection, command: str, *, as_json: bool) -> int:
     if command == "status":
         print(json.dumps(hello) if as_json else "\n".join(status_lines(hello["snapshot"])))
         return EXIT_OK
+    if command == "calibrate":
+        return _calibrate(daemon, hello["snapshot"], as_json=as_json)
     answer = daemon.ask(command)
     if as_json:
         print(json.dumps({"version": hello["version"], **answer}))
@@ -241,6 +248,104 @@ def _watch_line(message: Message, *, as_json: bool) -> str | None:
     if "snapshot" in message:
         return f"now: {_clean(message['snapshot']['status'])}"
     return event_line(message) if "event" in message else None
+
+
+def _calibrate(daemon: Connection, snapshot: Message, *, as_json: bool) -> int:
+    try:
+        report = calibrate(daemon, snapshot)
+    except KeyboardInterrupt:
+        return _complain(Refused("interrupted, nothing is changed"), EXIT_REFUSED)
+    print(json.dumps(report) if as_json else "\n".join(calibration_lines(report)))
+    return EXIT_OK if report["ok"] else EXIT_REFUSED
+
+
+def calibrate(
+    daemon: Connection, snapshot: Message, clock: Callable[[], float] = time.monotonic
+) -> calibration.Report:
+    """Listen to room and voice, as the person is told to on stderr, and judge them.
+
+    The daemon's meter paces it: nothing here sleeps.
+    """
+    if "microphone" not in snapshot:
+        raise Refused("this voiced is older than voicectl: systemctl restart voiced")
+    obstacle = calibration.obstacle(snapshot)
+    if obstacle:
+        return calibration.refused(obstacle)
+    daemon.send({"command": "watch", "meter_ms": calibration.METER_MS})
+    room = _listen(daemon, calibration.ROOM, clock)
+    speech = _listen(daemon, calibration.SPEECH, clock)
+    snapshot = daemon.ask("status")["snapshot"]
+    obstacle = calibration.obstacle(snapshot)  # somebody muted or pressed meanwhile
+    if obstacle:
+        return calibration.refused(obstacle)
+    now = snapshot["microphone"]
+    settings = calibration.Settings(
+        tuple(now["use"]), now["gain_db"], now["echo"], now["quiet_dbfs"]
+    )
+    return calibration.judge(room, speech, settings)
+
+
+def _listen(
+    daemon: Connection, phase: calibration.Phase, clock: Callable[[], float]
+) -> list[Message]:
+    """The meter's readings of a phase, once it has settled."""
+    readings = []
+    began = clock()
+    countdown = sys.stderr.isatty()
+    told = f"{phase.say}, for {phase.seconds:g} s."
+    print(told, end="" if countdown else "\n", file=sys.stderr, flush=True)
+    for message in daemon.messages():
+        if "meter" not in message:
+            continue
+        elapsed_s = clock() - began
+        if elapsed_s >= phase.settled_s:
+            readings.append(message["meter"])
+        if countdown:
+            left_s = max(0, math.ceil(phase.seconds - elapsed_s))
+            print(f"\r{told} {left_s:2} ", end="", file=sys.stderr, flush=True)
+        if elapsed_s >= phase.seconds:
+            break
+    if countdown:
+        print(file=sys.stderr)
+    return readings
+
+
+def calibration_lines(report: calibration.Report) -> list[str]:
+    """The report as a person reads it: a table, what is wrong, what to configure."""
+    lines = []
+    if report["channels"]:
+        lines.append("channel        room   speech     peak  clipped")
+    for each in report["channels"]:
+        mark = "in use" if each["used"] else ""
+        lines.append(
+            f"{each['channel']:>2} {mark:<7} {each['room_dbfs']:>8.1f} {each['speech_dbfs']:>8.1f} "
+            f"{each['peak_dbfs']:>8.1f} {each['clipped']:>8}"
+        )
+    if report["snr_db"] is not None:
+        lines.append(f"Your voice is {report['snr_db']:.0f} dB above the room. All levels in dBFS.")
+    lines += [_clean(f"PROBLEM  {each['name']}: {each['text']}") for each in report["findings"]]
+    proposed = _toml(report["proposal"])
+    if proposed:
+        lines += ["Proposed for voiced.toml (then: voicectl reload):", *proposed]
+    elif report["ok"]:
+        lines.append("All is well: nothing to change.")
+    return lines
+
+
+def _toml(proposal: calibration.Proposal) -> list[str]:
+    lines = []
+    use, gain_db, quiet_dbfs = proposal["use"], proposal["gain_db"], proposal["quiet_dbfs"]
+    if use is not None:
+        lines.append(f"    use = {use[0] if len(use) == 1 else use}")
+    if gain_db is not None:
+        lines.append(f"    gain_db = {gain_db}")
+    if lines:
+        lines.insert(0, "    [microphone]")
+    if quiet_dbfs is not None:
+        lines += ["    [gate]", f"    quiet_dbfs = {quiet_dbfs}"]
+    if use is not None:
+        lines.append("and calibrate again: the rest depends on the channel.")
+    return lines
 
 
 def event_line(event: Message) -> str:

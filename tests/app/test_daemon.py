@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from voiced.app import STUCK_S
-from voiced.sim.rig import Ear, Rig
-from voiced.sim.wav import write_wav
+from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.stand import QUESTION
+from voiced.sim.wav import read_wav, to_rate, write_wav
 
 DEADLINE_S = 20.0  # for what takes a second on an idle machine
 STOP_S = 2.0  # promised
@@ -45,6 +46,7 @@ def settings(**tables: Mapping[str, object]) -> str:
             "realtime": {"url": NOWHERE},
             "microphone": {"device": Rig.microphone},
             "speaker": {"device": Rig.speaker},
+            "sounds": {"enabled": False},  # what is heard is the answer
             **tables,
         }
     )
@@ -150,12 +152,14 @@ class Daemon:
     def wait_turn(self, state: str) -> None:
         poll(lambda: self.snapshot()["turn"] == state, f"turn {state}")
 
-    def hold_a_question(self) -> None:
-        """Hold the button until it hears, and let go."""
-        assert self.ask("press")["ok"]
-        self.wait_turn("hearing")
-        poll(lambda: self.snapshot()["said_s"] > 0.3, "something said")
-        assert self.ask("release")["ok"]
+    def hold_a_question(self, rig: Rig) -> None:
+        """Hold the button while something is said."""
+        samples, rate = read_wav(QUESTION)
+        with Mouth(rig) as mouth:
+            assert self.ask("press")["ok"]
+            self.wait_turn("hearing")
+            mouth.say(to_rate(samples[:, 0], rate, 48_000)).wait_ended(DEADLINE_S)
+            assert self.ask("release")["ok"]
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """Stop it with a signal; the seconds that took. It must exit with 0."""
@@ -209,7 +213,7 @@ def test_it_stops_in_the_middle_of_an_answer_and_is_silent_at_once(
         Ear(rig) as ear,
         Daemon(tmp_path, settings(realtime={"url": url})) as daemon,
     ):
-        daemon.hold_a_question()
+        daemon.hold_a_question(rig)
         daemon.wait_turn("speaking")
         poll(lambda: ear.snapshot(max(0, ear.length - 4800)).any(), "sound")
         os.kill(pid, signal.SIGSTOP)  # the goodbye is waited for in vain: silence comes first
@@ -263,7 +267,7 @@ def test_a_reload_that_changes_the_speaker_ends_an_answer(rig: Rig, tmp_path: Pa
         server(tmp_path, "--pace", "0") as (url, _),
         Daemon(tmp_path, settings(realtime={"url": url})) as daemon,
     ):
-        daemon.hold_a_question()
+        daemon.hold_a_question(rig)
         daemon.wait_turn("speaking")
         daemon.config.write_text(
             settings(realtime={"url": url}, speaker={"device": rig.speaker, "volume": 50})
@@ -271,7 +275,7 @@ def test_a_reload_that_changes_the_speaker_ends_an_answer(rig: Rig, tmp_path: Pa
         assert daemon.ask("reload")["ok"]
         poll(lambda: daemon.snapshot()["turn"] != "speaking", "the end of a lost answer", 5)
         poll(lambda: not daemon.faults(), "no fault")
-        daemon.hold_a_question()
+        daemon.hold_a_question(rig)
         daemon.wait_turn("speaking")
 
 
@@ -493,7 +497,7 @@ def test_a_key_that_is_used_is_seen_nowhere(rig: Rig, tmp_path: Path) -> None:
     with server(tmp_path, "--key", KEY) as (url, _):
         config = settings(realtime={"url": url, **more})
         with Daemon(tmp_path, config, PYTHONASYNCIODEBUG="1") as daemon:
-            daemon.hold_a_question()
+            daemon.hold_a_question(rig)
             daemon.wait_turn("speaking")
             assert KEY not in everything_seen(daemon)
 
@@ -519,10 +523,10 @@ def test_a_server_that_talks_nonsense_is_served_on(rig: Rig, tmp_path: Path) -> 
         server(tmp_path, "--fault", "garbage@0") as (url, _),
         Daemon(tmp_path, settings(realtime={"url": url})) as daemon,
     ):
-        daemon.hold_a_question()
+        daemon.hold_a_question(rig)
         daemon.wait_turn("speaking")
         assert daemon.snapshot()["counters"]["nonsense"] > 5
-        daemon.hold_a_question()
+        daemon.hold_a_question(rig)
         daemon.wait_turn("speaking")
         assert "Traceback" not in daemon.words
         assert " ERROR " not in daemon.words

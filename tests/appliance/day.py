@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tests.appliance import tree
 from tests.appliance.sound import RATE, Recording, Samples, spoken
-from tests.appliance.stage import SOON_S, Stage
-from tests.bench.figures import APPEND, DELTA, Frame, append_delays_ms, between
+from tests.appliance.stage import HOLD_S, SOON_S, Stage
+from tests.bench.figures import (
+    APPEND,
+    COMMIT,
+    COMMITTED,
+    DELTA,
+    Frame,
+    append_delays_ms,
+    between,
+)
 from tests.bench.table import Row
 from voiced.sim.report import correlation, speech_span
-from voiced.sim.stand import QUESTION
+from voiced.sim.stand import QUESTION, toml
 from voiced.sim.wav import read_wav, to_rate
 
 VOICECTL = "/opt/voiced/current/bin/voicectl"
 CONFIG = "/etc/voiced/voiced.toml"
 REALTIME = tree.ROOT / "systemd/voiced-realtime.conf"
 DROP_IN = "/etc/systemd/system/voiced.service.d/realtime.conf"
-COMMITTED = "input_audio_buffer.committed"
 
 LEAD_S = 6.0  # of room before somebody speaks: the gate knows its floor after 4 s
 TAIL_S = 3.0
 FINGER_S = 0.2  # pressed so long before the first word, released so long after the last
 LISTEN_S = 0.7  # to an answer, before it is cut
+GAP_S = 1.0  # behind a question: in the middle of its answer, which is as long
 LOG_S = 1.2  # the server writes its log once a second
 WHOLE = 0.9  # correlation of what was said and what was heard: resampled twice, over noise
 
@@ -34,6 +44,10 @@ WHOLE = 0.9  # correlation of what was said and what was heard: resampled twice,
 GOALS: dict[str, tuple[float | None, float | None]] = {
     "start to READY": (8000, None),
     "cancel: press to drop()": (None, 60),
+    "cancel: interrupt to drop()": (None, 60),
+    "cancel: hangup to drop()": (None, 60),
+    "held and nothing said: turns committed": (0, 0),
+    "pauses of 500 ms that ended a turn": (0, 0),
     "memory (peak RSS)": (60, None),
     "capture xruns": (None, 0),
     "capture dropped blocks": (None, 0),
@@ -45,6 +59,12 @@ GOALS: dict[str, tuple[float | None, float | None]] = {
     "press to first append": (None, 2500),
     "speech to wire, held turn": (None, 500),
     "cancel: press to silence": (None, 60),
+    "cancel: interrupt to silence": (None, 60),
+    "cancel: hangup to silence": (None, 60),
+    "speech over the answer: onset to silence": (None, 600),
+    "end of speech to turn closed, local": (None, 900),
+    # How long the server ponders is its own affair.
+    "end of speech to turn closed, semantic_vad": (None, 2000),
     "first delta to first sample": (None, 300),
     "audio_end_ms against what was heard": (None, 10),
     "hands-free: onset to first append": (None, 500),
@@ -115,6 +135,20 @@ class Day:
         self.stage.machine.write(CONFIG, config.encode())
         self.stage.machine.run("systemctl", "reload", "voiced")
 
+    @contextmanager
+    def configured(self, **tables: dict[str, object]) -> Iterator[None]:
+        """Other settings for a while."""
+        old = self.stage.machine.read(CONFIG).decode()
+        settings = tomllib.loads(old)
+        for name, keys in tables.items():
+            settings[name] = {**settings.get(name, {}), **keys}
+        self._reload(toml(settings))
+        try:
+            self.serves()
+            yield
+        finally:
+            self._reload(old)
+
     def restart(self) -> None:
         """A person's restart: stopped in 2 s, ready again."""
         before = self.stage.now()
@@ -128,8 +162,8 @@ class Day:
 
     # --- talking -----------------------------------------------------------------------------
 
-    def held_turn(self, beside: str = "") -> None:
-        """Hold, speak, let go, hear some of the answer, cut it by a tap, hang up."""
+    def held_turn(self, beside: str = "", cut_by: str = "press") -> None:
+        """Hold, speak, let go, hear some of the answer, cut it by a tap or a command, hang up."""
         stage = self.stage
         said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
         stage.listen()
@@ -137,14 +171,14 @@ class Day:
         released = stage.release()
         stage.until("turn", released, turn="speaking")
         time.sleep(LISTEN_S)
-        cut = stage.tap()
+        cut = stage.tap() if cut_by == "press" else stage.command(cut_by)
         flushed = stage.until("flushed", cut)
         time.sleep(LOG_S)
         stage.hang_up()
         turn = between(stage.frames(), pressed, cut + LOG_S)
         self._note("press to light", (lit - pressed) * 1000)
         self._measure_sent(turn, pressed, said, beside)
-        self._measure_cut(turn, cut, flushed, beside)
+        self._measure_cut(turn, cut, flushed, cut_by, beside)
 
     def _hold(self, said: Recording) -> tuple[float, float]:
         """Press before the first word, wait for the last; when pressed and when lit."""
@@ -173,18 +207,84 @@ class Day:
             raise Broken(f"what was said did not arrive whole: correlation {whole:.2f}")
 
     def _measure_cut(
-        self, turn: list[Frame], cut: float, flushed: dict[str, Any], beside: str
+        self, turn: list[Frame], cut: float, flushed: dict[str, Any], cut_by: str, beside: str
     ) -> None:
         delta = next((frame.t for frame in turn if frame.kind == DELTA), cut)
         first, last, sounded = _sounding(self.stage.heard(), delta, cut + LOG_S)
         drop_ms = (flushed["dropped_at"] - cut) * 1000
-        self._note("cancel: press to drop()", drop_ms, beside=beside)
-        self._note("cancel: press to silence", (last - cut) * 1000, beside=beside)
+        self._note(f"cancel: {cut_by} to drop()", drop_ms, beside=beside)
+        self._note(f"cancel: {cut_by} to silence", (last - cut) * 1000, beside=beside)
         self._note("first delta to first sample", (first - delta) * 1000, beside=beside)
         for frame in turn:
             if frame.kind == "conversation.item.truncate":
                 off_ms = frame.event["audio_end_ms"] - sounded * 1000
                 self._note("audio_end_ms against what was heard", off_ms, beside=beside)
+
+    def nothing_said(self) -> None:
+        """A button held in a silent room costs nothing, and sounds."""
+        stage = self.stage
+        said = stage.say(spoken(self._voice, 12.0, TAIL_S))  # long after
+        stage.sleep_until(said.started_at + LEAD_S)
+        pressed = stage.press()
+        stage.sleep_until(pressed + HOLD_S)
+        stage.release()
+        stage.until("nothing-said", pressed)
+        stage.until("turn", pressed, turn="idle")
+        time.sleep(LOG_S)
+        frames = between(stage.frames(), pressed, stage.now())
+        paid = sum(frame.kind == COMMIT for frame in frames)
+        self._note("held and nothing said: turns committed", float(paid), unit="")
+
+    def speech_over(self) -> None:
+        """Somebody speaks over the answer, and is heard: with an array that cancels its own echo,
+        as no sound gets from one of the machine's cards to the other."""
+        with self.configured(microphone={"echo": "hardware"}):
+            for _ in range(3):
+                self._speak_over()
+
+    def _speak_over(self) -> None:
+        stage = self.stage
+        gap = np.zeros(round(GAP_S * RATE), np.int16)
+        twice = np.concatenate((self._voice, gap, self._voice))
+        said = stage.say(spoken(twice, LEAD_S, TAIL_S))
+        stage.listen()
+        self._hold(said)
+        released = stage.release()
+        stage.until("turn", released, turn="speaking")
+        # The second time it is said, the answer to the first sounds.
+        again = said.started_at + LEAD_S + len(self._voice) / RATE + GAP_S + self._first_s
+        flushed = stage.until("flushed", released)
+        if flushed["t"] < again:
+            raise Broken(f"it interrupted itself {again - flushed['t']:.1f} s before anybody spoke")
+        time.sleep(LOG_S)
+        stage.hang_up()
+        _, last, _ = _sounding(stage.heard(), released, flushed["dropped_at"] + 0.3)
+        self._note("speech over the answer: onset to silence", (last - again) * 1000)
+
+    def ends(self) -> None:
+        """The other ways to end a turn, and a pause for thought that ends none."""
+        for end in ("local", "semantic_vad"):
+            with self.configured(turn={"end": end}):
+                self._end(end)
+
+    def _end(self, end: str) -> None:
+        stage = self.stage
+        voice = self._voice[round(self._first_s * RATE) : round(self._last_s * RATE)]
+        pause = np.zeros(RATE // 2, np.int16)
+        said = stage.say(spoken(np.concatenate((voice, pause, voice)), LEAD_S, TAIL_S))
+        stage.sleep_until(said.started_at + LEAD_S - 1.0)
+        pressed = stage.tap()
+        speaking = stage.until("turn", pressed, turn="speaking")
+        stage.until("turn", speaking["t"], turn="listening")
+        time.sleep(LOG_S)
+        stage.hang_up()
+        ended = said.started_at + LEAD_S + 2 * len(voice) / RATE + 0.5
+        turn = between(stage.frames(), pressed, stage.now())
+        closed = [frame.t for frame in turn if frame.kind == COMMITTED]
+        early = sum(t < ended for t in closed)
+        self._note("pauses of 500 ms that ended a turn", float(early), unit="")
+        late = [(t - ended) * 1000 for t in closed if t >= ended]
+        self._note(f"end of speech to turn closed, {end}", *late[:1])
 
     def free_turn(self) -> None:
         """Tap, speak, and hear the whole answer; hang up."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tests.appliance.machine import Machine, MachineError, Watch
-from tests.appliance.sound import RATE, Recording, Samples
+from tests.appliance.sound import RATE, Recording, Samples, room
 from tests.bench.figures import Frame, read_frames
 
 BUTTON_PIN = 17
@@ -32,7 +32,8 @@ HOLD_S = 1.2  # the daemon takes it for a hold after 0.4 s
 
 T = TypeVar("T")
 
-MOUTH, EAR = "/run/mouth.wav", "/run/ear.raw"
+MOUTH, EAR, ROOM = "/run/mouth.raw", "/run/ear.raw", "/run/room.raw"
+ROOM_S = 20
 
 
 class Stage:
@@ -51,6 +52,8 @@ class Stage:
         machine.write(f"{TRACE}/events/gpio/gpio_value/filter", first_up)
         machine.write(f"{TRACE}/events/gpio/gpio_value/trigger", b"traceoff if " + first_up)
         machine.write(f"{TRACE}/events/gpio/gpio_value/enable", b"1")
+        machine.put(room(ROOM_S).tobytes(), ROOM)
+        self.say(room(0.1))
 
     def connect(self) -> None:
         """To the control socket of the daemon that starts now."""
@@ -115,28 +118,34 @@ class Stage:
     # --- the mouth and the ear ---------------------------------------------------------------
 
     def say(self, samples: Samples) -> Recording:
-        """Play into the microphone's card; what is said, with its place in time."""
+        """Play into the microphone's card, and the noise of a room behind it until the next time:
+        no microphone hears nothing at all. What is said, with its place in time."""
         self.machine.run("systemctl", "stop", "mouth", check=False)
         self.machine.put(samples.tobytes(), MOUTH)
-        self._sound("mouth", "aplay", "hw:CARD=Mic,DEV=1", MOUTH)
+        endless = f"(cat {MOUTH}; while cat {ROOM}; do :; done)"
+        self._sound("mouth", "aplay", "hw:CARD=Mic,DEV=1", before=endless)
         return Recording(samples, self._began("Mic", "p"))
 
     def listen(self) -> None:
         """Record the speaker's card from now on."""
         self.machine.run("systemctl", "stop", "ear", check=False)
-        self._sound("ear", "arecord", "hw:CARD=Speaker,DEV=1", EAR)
+        self._sound("ear", "arecord", "hw:CARD=Speaker,DEV=1", file=EAR)
         self._ear_began = self._began("Speaker", "c")
 
     def heard(self) -> Recording:
         """The recording so far."""
         return Recording(np.frombuffer(self.machine.get(EAR), np.int16), self._ear_began)
 
-    def _sound(self, name: str, program: str, device: str, file: str) -> None:
-        self.machine.run(
-            *("systemd-run", "--quiet", "--collect", f"--unit={name}"),
-            *(program, "-q", "-D", device, "-t", "raw", "-f", "S16_LE", "-c", "1"),
-            *("-r", str(RATE), "--buffer-time=4000000", "--period-time=50000", file),
+    def _sound(
+        self, name: str, program: str, device: str, *, file: str = "", before: str = ""
+    ) -> None:
+        """Start `aplay` or `arecord` with a file, or behind what a shell says before it."""
+        command = (
+            f"{program} -q -D {device} -t raw -f S16_LE -c 1 -r {RATE} --buffer-time=4000000 "
+            f"--period-time=50000 {file}"
         )
+        shell = f"{before} | {command}" if before else f"exec {command}"
+        self.machine.run("systemd-run", "--quiet", "--collect", f"--unit={name}", "sh", "-c", shell)
 
     def _began(self, card: str, way: str) -> float:
         """When the stream on our side of a card was started, by the kernel."""
@@ -193,10 +202,16 @@ class Stage:
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         return int(found[1]) * 1024 / 1e6 if found else 0.0
 
-    def hang_up(self) -> None:
+    def command(self, name: str) -> float:
+        """Send it; when."""
         at = self.machine.monotonic()
-        self.watch.send({"command": "hangup"})
-        self.until("turn", at, turn="idle")
+        self.watch.send({"command": name})
+        return at
+
+    def hang_up(self) -> None:
+        """To idle, if it isn't."""
+        if self.status()["turn"] != "idle":
+            self.until("turn", self.command("hangup"), turn="idle")
 
     # --- waiting -----------------------------------------------------------------------------
 

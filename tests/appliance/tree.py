@@ -161,7 +161,8 @@ def base(system: System) -> Path:
 def environment(system: System) -> Path:
     """A layer over `base`: the release's environment with the packages we stand on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["pi"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["pi"], *extras["aec"]]
 
     def build(folder: Path) -> None:
         with mounted([base(system)], folder) as tree:

@@ -19,6 +19,8 @@ Samples = NDArray[np.int16]
 EAR_RATE = 48_000
 WIRE_RATE = 24_000
 APPEND = "input_audio_buffer.append"
+COMMIT = "input_audio_buffer.commit"
+COMMITTED = "input_audio_buffer.committed"
 DELTA = "response.output_audio.delta"
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from voiced.core import microphone, uplink
+from voiced.core.echo import Sign
+
+from voiced.core import conversation, microphone, uplink
+from voiced.edge import echo, playback
 from voiced.edge.playback import Playback
 from voiced.sim import board
 
@@ -89,16 +93,77 @@ def no_preroll() -> None:
     microphone.Microphone.since = since_press  # type: ignore[method-assign]
 
 
-SABOTAGES: dict[str, Callable[[], None]] = {
-    "no-drop": no_drop,
-    "write-first": write_first,
-    "wrong-playhead": wrong_playhead,
-    "gate-open": gate_open,
-    "no-preroll": no_preroll,
+def no_replay() -> None:
+    """What was sent on a link that is lost counts as sent."""
+    uplink.Utterance.rewind = lambda self: None  # type: ignore[method-assign]
+
+
+def pay_for_nothing() -> None:
+    """A held button is a turn, whatever was said."""
+    microphone.Microphone.faint = property(lambda self: True)  # type: ignore[assignment]
+
+
+def short_silence() -> None:
+    """The gate closes after half of the silence that ends a turn."""
+    begin = microphone.Gate.__init__
+
+    def hasty(self: Any, *, hangover_ms: int, **more: Any) -> None:
+        begin(self, hangover_ms=hangover_ms // 2, **more)
+
+    microphone.Gate.__init__ = hasty  # type: ignore[method-assign]
+
+
+def no_zeros() -> None:
+    """The server's VAD is never helped to its silence."""
+    uplink.Uplink.pad = lambda self: None  # type: ignore[method-assign]
+
+
+def no_canceller() -> None:
+    """The canceller lets everything through."""
+    echo.Canceller.process = lambda self, samples, played: samples  # type: ignore[method-assign]
+
+
+def deaf_over_answer() -> None:
+    """Nobody is ever heard over an answer."""
+    microphone.Interjection.push = lambda self, *_: Sign.NONE  # type: ignore[method-assign]
+
+
+def no_prebuffer() -> None:
+    """An answer begins with its first sample, however little there is."""
+    playback.PREBUFFER_S = 0.0
+
+
+def spin() -> None:
+    """Every block of the microphone wakes everybody up, whether somebody is to be heard or not."""
+    conversation.Conversation.listens = property(lambda self: True)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """`apply` breaks a promise in this process; the scenarios of `noticed_by` must turn red."""
+
+    apply: Callable[[], None]
+    noticed_by: str
+
+
+SABOTAGES = {
+    "no-drop": Sabotage(no_drop, "silence"),
+    "write-first": Sabotage(write_first, "silence"),
+    "wrong-playhead": Sabotage(wrong_playhead, "silence"),
+    "no-canceller": Sabotage(no_canceller, "speech-over"),
+    "deaf-over-answer": Sabotage(deaf_over_answer, "speech-over"),
+    "no-preroll": Sabotage(no_preroll, "words"),
+    "no-replay": Sabotage(no_replay, "words"),
+    "pay-for-nothing": Sabotage(pay_for_nothing, "words"),
+    "gate-open": Sabotage(gate_open, "ends"),
+    "short-silence": Sabotage(short_silence, "ends"),
+    "no-zeros": Sabotage(no_zeros, "ends"),
+    "no-prebuffer": Sabotage(no_prebuffer, "answers"),
+    "spin": Sabotage(spin, "cost"),
 }
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
     if name != "none":
-        SABOTAGES[name]()
+        SABOTAGES[name].apply()
     sys.exit(board.main())

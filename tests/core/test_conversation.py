@@ -9,7 +9,8 @@ import pytest
 
 from tests.core.world import APPEND, World, voice
 from tests.sim.openai_types import check_client_event
-from voiced.config import Config, Gate, Turn
+from voiced.config import Config, Gate, Microphone, Sounds, Turn
+from voiced.core.faults import HARMLESS_ERRORS
 from voiced.core.link import LinkState
 from voiced.core.turn import TurnState
 from voiced.events import (
@@ -25,6 +26,7 @@ from voiced.sim.realtime_session import Script
 
 LOCAL = Config(turn=Turn(end="local"))
 QUESTION = voice(1.5)
+SECOND = voice(1.5, seed=2)
 
 
 def find(needle: np.ndarray, haystack: np.ndarray) -> int:
@@ -932,3 +934,257 @@ def test_a_press_on_a_button_that_is_held_elsewhere_gets_a_sign() -> None:
     world.run(2.1)
     assert [reply.ok for reply in world.replies] == []
     assert "refused" in [n.name for n in world.notes]
+
+
+# --- speaking over the answer --------------------------------------------------------------
+
+ARRAY = Config(microphone=Microphone(echo="hardware"))
+"""A microphone in which our own sound is not to be heard."""
+
+
+LONG = Script(answer=voice(6, seed=9))
+
+
+@pytest.mark.parametrize(("after_s", "within_s"), [(0.3, 0.8), (2.5, 0.25)])
+def test_speech_over_an_answer_silences_it_and_is_a_turn(after_s: float, within_s: float) -> None:
+    world = asked(World(ARRAY, LONG))
+    began = world.now + after_s
+    world.say(SECOND, began)
+    world.until_state(TurnState.HEARING)
+    assert world.now - began < within_s
+    assert len(world.heard) < (after_s + within_s + 0.01) * WIRE_RATE
+    world.until_state(TurnState.SPEAKING)
+    assert find(SECOND, world.appended()) >= 0
+    assert world.types().count("conversation.item.truncate") == 1
+    assert world.verdict.violations == []
+
+
+def test_the_answer_is_lowered_before_it_is_cut() -> None:
+    world = asked(World(ARRAY, LONG))
+    world.say(SECOND, world.now + 2.5)
+    world.until_state(TurnState.HEARING)
+    assert [on for _, on in world.ducks] == [True]
+    assert world.ducks[0][0] < world.now
+
+
+def test_a_click_over_an_answer_lowers_it_at_most() -> None:
+    world = asked(World(ARRAY, LONG))
+    click = np.zeros(WIRE_RATE // 10, np.int16)
+    click[:480] = np.random.default_rng(4).normal(0, 6000, 480).astype(np.int16)
+    world.say(click, world.now + 2.5)
+    world.run(3.2)
+    assert world.core.state is TurnState.SPEAKING
+    assert [on for _, on in world.ducks] in ([], [True, False])
+
+
+def test_half_duplex_is_deaf_while_it_speaks() -> None:
+    world = asked(World(echo_gain=0.5))
+    world.say(SECOND, world.now + 0.3)
+    world.until_state(TurnState.LISTENING)
+    assert world.ducks == []
+    assert "hearing" not in world.states[world.states.index("speaking") :]
+    assert find(SECOND[:WIRE_RATE], world.appended()) < 0
+
+
+def test_who_speaks_into_the_end_of_an_answer_is_heard_from_the_first_word() -> None:
+    world = asked(World(ARRAY))
+    world.say(SECOND, world.now + len(QUESTION) / WIRE_RATE - 0.08)
+    world.run(until=lambda: world.states.count("speaking") == 2)
+    assert find(SECOND, world.appended()) >= 0
+
+
+def test_what_was_taken_for_speech_and_is_none_to_the_server_ends_in_listening() -> None:
+    world = asked(World(ARRAY, LONG))
+    cough = voice(0.3, seed=21)
+    world.filter = lambda event: (
+        None if event["type"].startswith("input_audio_buffer.speech") else event
+    )
+    world.say(cough, world.now + 2.5)
+    world.until_state(TurnState.HEARING)
+    world.run(until=lambda: world.core.state in (TurnState.LISTENING, TurnState.THINKING))
+    assert world.core.deadline() is not None
+
+
+# --- ends by meaning -----------------------------------------------------------------------
+
+MEANING = Config(turn=Turn(end="semantic_vad"))
+
+
+def test_a_server_that_ends_turns_by_meaning_hears_the_room_until_it_does() -> None:
+    world = asked(World(MEANING))
+    detection = world.events("session.update")[0]["session"]["audio"]["input"]["turn_detection"]
+    assert detection["type"] == "semantic_vad"
+    assert detection["interrupt_response"] is False
+    assert find(QUESTION, world.appended()) >= 0
+    assert np.count_nonzero(world.appended()) > 0.98 * len(world.appended())  # no zeros of ours
+    assert world.verdict.violations == []
+
+
+def test_nothing_is_sent_before_somebody_speaks_or_after_the_turn_though_the_meaning_counts() -> (
+    None
+):
+    world = World(MEANING)
+    world.run(4)
+    world.tap(105.0)
+    world.run(until=lambda: world.now > 108)
+    assert len(world.appended()) == 0
+    world.say(QUESTION, 108.5)
+    world.until_state(TurnState.THINKING)
+    sent = len(world.appended())
+    world.run(0.2)
+    assert len(world.appended()) == sent
+
+
+def test_a_server_that_never_makes_up_its_mind_is_committed_to() -> None:
+    world = World(MEANING)
+    world.filter = lambda event: (
+        None
+        if event["type"] in ("input_audio_buffer.speech_stopped", "input_audio_buffer.committed")
+        else event
+    )
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.5)
+    world.run(20)
+    assert "input_audio_buffer.commit" in world.types()
+
+
+def test_where_the_meaning_is_not_understood_the_plain_detection_serves() -> None:
+    path = "session.audio.input.turn_detection.eagerness"
+    world = asked(World(MEANING, Script(refuse_params=(path,))))
+    kinds = [
+        (e["session"]["audio"]["input"].get("turn_detection") or {}).get("type")
+        for e in world.events("session.update")
+    ]
+    assert kinds[:2] == ["semantic_vad", "server_vad"]
+
+
+# --- sounds, and a button held for nothing -------------------------------------------------
+
+
+def test_a_button_held_for_nothing_costs_nothing_and_sounds() -> None:
+    world = World()
+    world.run(4)
+    world.press(105.0)
+    world.release(107.0)
+    world.run(4)
+    assert world.core.state is TurnState.IDLE
+    assert "input_audio_buffer.commit" not in world.types()
+    assert world.types()[-1] == "input_audio_buffer.clear"
+    assert [name for _, name in world.chimes] == ["nothing-said"]
+
+
+def test_a_whisper_into_a_held_button_is_a_turn() -> None:
+    world = World(noise_rms=10)
+    world.run(4)
+    world.press(105.0)
+    world.say((voice(1.0) * 0.02).astype(np.int16), 105.4)
+    world.release(107.0)
+    world.until_state(TurnState.SPEAKING)
+
+
+def test_a_tap_and_nothing_said_ends_with_a_sound() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.run(2).until_state(TurnState.IDLE)
+    assert [name for _, name in world.chimes] == ["listening", "nothing-said"]
+    assert len(world.appended()) == 0
+
+
+def test_no_sound_of_ours_gets_into_the_words_of_who_speaks_already() -> None:
+    world = World()
+    world.run(4)
+    world.say(QUESTION, 104.9)
+    world.tap(105.0)
+    world.until_state(TurnState.THINKING)
+    assert [name for _, name in world.chimes] == ["sent"]
+
+
+def test_a_held_turn_is_free_of_sounds_until_it_is_sent() -> None:
+    world = asked(World(), hold=True)
+    assert [name for _, name in world.chimes] == ["sent"]
+    assert world.chimes[0][0] > 105 + 1.9
+
+
+def test_sounds_can_be_switched_off() -> None:
+    world = asked(World(Config(sounds=Sounds(enabled=False))))
+    world.command("hangup")
+    world.run(1)
+    assert world.chimes == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "sound"), [("key-missing", "account"), ("key-refused", "account")]
+)
+def test_a_refused_press_tells_by_its_sound_whose_matter_it_is(fault: str, sound: str) -> None:
+    world = World()
+    world.give(KeyState(fault, world.now, "no key"))
+    world.run(1)
+    world.tap()
+    world.run(1)
+    assert [name for _, name in world.chimes] == [sound]
+
+
+def test_a_light_that_fails_in_a_turn_sounds() -> None:
+    world = World()
+    world.run(4)
+    world.press(105.0)
+    world.run(until=lambda: world.now > 105.6)
+    world.give(DeviceFault("lights", "lights-lost", "pin 27", world.now))
+    assert world.chimes[-1][1] == "device"
+
+
+def test_hanging_up_says_goodbye_but_never_behind_an_answer_that_is_cut() -> None:
+    world = asked(World())
+    world.command("hangup")
+    world.run(1)
+    assert [name for _, name in world.chimes] == ["listening", "sent"]
+    world.tap(world.now)
+    world.run(1)
+    world.command("hangup")
+    world.run(1)
+    assert world.chimes[-1][1] == "goodbye"
+
+
+def test_a_sound_of_ours_is_not_taken_for_speech_however_loud_it_comes_back() -> None:
+    world = World(echo_gain=1.0)
+    world.run(4)
+    world.tap(105.0)
+    world.run(2).until_state(TurnState.IDLE)
+    assert "hearing" not in world.states
+    assert len(world.appended()) == 0
+
+
+def test_what_is_said_into_a_sound_of_ours_is_not_lost() -> None:
+    world = World(echo_gain=0.02)
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.12)  # the finger is up at 105.1
+    world.until_state(TurnState.THINKING)
+    assert [name for _, name in world.chimes[:1]] == ["listening"]
+    assert find(QUESTION, world.appended()) >= 0
+
+
+@pytest.mark.parametrize("code", sorted(HARMLESS_ERRORS))
+def test_a_harmless_error_makes_no_sound(code: str) -> None:
+    world = asked(World())
+    before = len(world.chimes)
+    error = {"type": "invalid_request_error", "code": code, "message": "a race"}
+    told = {"type": "error", "event_id": "e1", "error": error}
+    world.give(LinkFrame(json.dumps(told), world.now, 1))
+    assert world.chimes[before:] == []
+
+
+def test_a_line_so_slow_that_the_end_comes_late_makes_one_turn_of_one() -> None:
+    world = World()
+    world.run(4)
+    world.tap(105.0)
+    world.run(until=lambda: world.core.link.state is LinkState.UP and world.now > 106)
+    world.uplink_delay_s = 2.6
+    world.say(voice(4, seed=3), 106.1)
+    world.until_state(TurnState.SPEAKING)
+    kinds = [event["type"] for _, event in world.received]
+    assert kinds.count("input_audio_buffer.committed") == 1
+    assert kinds.count("response.created") == 1
+    assert "response.create" not in world.types()

@@ -161,11 +161,11 @@ def test_most_speech_is_kept_where_the_noise_is_as_loud(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NOISES)
-def test_the_onset_is_found_within_100_ms_in_a_quiet_room(kind: str) -> None:
+def test_the_onset_is_found_in_a_quiet_room(kind: str) -> None:
     readings = heard(kind, None)
     is_open = opened(readings)
     for i, (first, _) in zip(openings(is_open), scene().utterances, strict=True):
-        assert -100 <= (i - readings[i].onset_blocks - first) * BLOCK_MS <= 40
+        assert -200 <= (i - readings[i].onset_blocks - first) * BLOCK_MS <= 40
         assert readings[i].onset_blocks * BLOCK_MS <= GATE_PREROLL_MS
     assert all(r.onset_blocks == 0 for i, r in enumerate(readings) if i not in openings(is_open))
 
@@ -176,8 +176,17 @@ def test_it_closes_one_hangover_after_the_speech_in_a_quiet_room() -> None:
     assert max(errors) <= 100
 
 
-def test_it_never_lingers_in_noise_at_10_db() -> None:
-    assert max(close_errors_ms(opened(heard("pink", 10)))) <= 40
+def test_in_noise_at_10_db_it_waits_for_what_may_be_hidden_but_not_for_long() -> None:
+    errors = close_errors_ms(opened(heard("pink", 10)))
+    assert np.median(errors) <= 100
+    assert max(errors) <= 200
+    assert min(errors) >= -200
+
+
+def test_a_strong_sound_opens_it_within_two_blocks() -> None:
+    room = at(-60, noise("pink", 5 * RATE_HZ, seed=23))
+    room[4 * RATE_HZ :] += at(-25, noise("white", RATE_HZ, seed=24))
+    assert openings(opened(run(Gate(hangover_ms=HANGOVER_MS), room))) == [201]
 
 
 @pytest.mark.parametrize("kind", NOISES)
@@ -330,13 +339,60 @@ def test_reset_forgets_the_floor() -> None:
 
 
 @pytest.mark.parametrize("hangover_ms", [200, 600, 1000])
-def test_the_hangover_is_counted_from_the_last_speech(hangover_ms: int) -> None:
+@pytest.mark.parametrize(("snr_db", "extra_ms"), [(40, 20), (0, 160)])
+def test_the_hangover_is_counted_from_the_last_speech(
+    hangover_ms: int, snr_db: float, extra_ms: int
+) -> None:
+    """And a little longer the less the speech stood out."""
     gate = Gate(hangover_ms=hangover_ms)
-    talking(gate)
+    run(gate, at(-50, noise("white", 4 * RATE_HZ, seed=25)))
+    louder = at(-50 + max(snr_db, 10), noise("white", RATE_HZ // 2, seed=26))
+    assert run(gate, louder)[-1].open
     readings = run(gate, np.zeros(2 * RATE_HZ))
-    closed = int(np.argmin(opened(readings)))
-    assert (closed + 1) * BLOCK_MS == hangover_ms
     assert not any(r.speech for r in readings)
+    closed = int(np.argmin(opened(readings)))
+    assert (closed + 1) * BLOCK_MS == hangover_ms + extra_ms
+
+
+def test_forced_open_it_has_a_fresh_hangover_and_its_floor() -> None:
+    gate = Gate(hangover_ms=HANGOVER_MS)
+    room = at(-45, noise("pink", 6 * RATE_HZ, seed=27))
+    floor = run(gate, room[: 4 * RATE_HZ])[-1].floor_dbfs
+    for _ in range(2):
+        gate.force_open()
+        readings = run(gate, room[4 * RATE_HZ : 4 * RATE_HZ + HANGOVER_MS * RATE_HZ // 1000])
+        assert opened(readings)[:-1].all()
+        assert readings[0].floor_dbfs == pytest.approx(floor, abs=1)
+    assert not opened(run(gate, room[5 * RATE_HZ :])).all()
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_hardly_audible_speech_is_faint(kind: str) -> None:
+    readings = heard(kind, -5)
+    for first, last in scene().utterances:
+        assert any(r.faint for r in readings[first : last + 6])
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_is_hardly_ever_faint(kind: str) -> None:
+    readings = run(Gate(hangover_ms=HANGOVER_MS), at(-40, noise(kind, 60 * RATE_HZ, seed=28)))
+    assert np.mean([r.faint for r in readings[SETTLED_BLOCKS:]]) <= 0.01
+
+
+@pytest.mark.parametrize("level", [0, 1234])
+def test_a_constant_microphone_is_never_faint(level: int) -> None:
+    readings = run(Gate(hangover_ms=HANGOVER_MS), np.full(5 * RATE_HZ, float(level)))
+    assert not any(r.faint for r in readings)
+
+
+def test_a_long_sentence_does_not_hide_its_soft_end() -> None:
+    """Four seconds of syllables with dips of 60 ms and 30 dB: the dips are not the floor."""
+    room = at(-60, noise("pink", 8 * RATE_HZ, seed=29))
+    syllables = np.repeat([1.0, 1.0, 1.0, 1.0, 0.03, 0.03, 0.03], BLOCK_SAMPLES)
+    talk = np.resize(syllables, 4 * RATE_HZ) * noise("pink", 4 * RATE_HZ, seed=30)
+    room[4 * RATE_HZ :] += at(-25, talk)
+    readings = run(Gate(hangover_ms=HANGOVER_MS), room)
+    assert readings[-1].floor_dbfs - readings[199].floor_dbfs < 6
 
 
 def test_levels_are_dbfs() -> None:

@@ -1,10 +1,12 @@
+import msgspec
 import numpy as np
 import pytest
 
 from tests.core.world import voice
+from voiced.config import Config
 from voiced.core.gate import GATE_PREROLL_MS
 from voiced.core.microphone import ECHO_TAIL_S, RING_BLOCKS, Change, Microphone
-from voiced.events import BLOCK_FRAMES, BLOCK_MS, Samples
+from voiced.events import BLOCK_FRAMES, BLOCK_MS, MicrophoneBlock, Samples
 
 BLOCK_S = BLOCK_MS / 1000
 ROOM = np.random.default_rng(3).normal(0, 30, (RING_BLOCKS * 4, BLOCK_FRAMES)).astype(np.int16)
@@ -13,15 +15,19 @@ ROOM = np.random.default_rng(3).normal(0, 30, (RING_BLOCKS * 4, BLOCK_FRAMES)).a
 class Ear:
     """A microphone and its clock: each block is the next 20 ms."""
 
-    def __init__(self, *, gated: bool) -> None:
-        self.microphone = Microphone(hangover_ms=600, gated=gated)
+    def __init__(self, *, gated: bool = True, echo: str = "half-duplex") -> None:
+        settings = {"gate": {"enabled": gated}, "microphone": {"echo": echo, "use": 0}}
+        self.microphone = Microphone(msgspec.convert(settings, Config))
         self.now = 10.0
         self.changes: list[tuple[Change, float]] = []
         self._heard = 0
 
-    def hear(self, samples: Samples) -> None:
+    def hear(
+        self, samples: Samples, *, answering: bool = False, played: Samples | None = None
+    ) -> None:
         self.now += BLOCK_S
-        if change := self.microphone.hear(samples, self.now):
+        block = MicrophoneBlock(samples, self.now, False, played)
+        if change := self.microphone.hear(block, answering=answering):
             self.changes.append((change, self.now))
 
     def room(self, seconds: float) -> "Ear":

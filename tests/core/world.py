@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from voiced.config import Config
+from voiced.core import earcons
 from voiced.core.conversation import Conversation
 from voiced.core.turn import TurnState
 from voiced.events import (
@@ -27,11 +28,13 @@ from voiced.events import (
     WIRE_RATE,
     AudioSent,
     ButtonEdge,
+    Chime,
     CloseLink,
     Command,
     DeviceBack,
     Dial,
     DropUnsent,
+    Duck,
     EndPlay,
     Event,
     Flush,
@@ -56,6 +59,8 @@ from voiced.events import (
 from voiced.sim.realtime_session import Close, RealtimeSession, Script, Verdict
 
 LATENCY_S = 0.03
+DEVICE_S = 0.08
+"""So much sound is in the speaker's buffer."""
 
 
 def voice(seconds: float, seed: int = 1) -> Samples:
@@ -82,6 +87,7 @@ class World:
         noise_rms: float = 30.0,
         dial_s: float = 0.1,
         muted: bool = False,
+        echo_gain: float = 0.0,
     ) -> None:
         self.now = 100.0
         self.verdict = Verdict()
@@ -95,15 +101,19 @@ class World:
         self.lights: list[tuple[float, str]] = []
         self.notes: list[Note] = []
         self.replies: list[Reply] = []
+        self.chimes: list[tuple[float, str]] = []
+        self.ducks: list[tuple[float, bool]] = []
         self.states: list[str] = []
         self.statuses: list[str] = []
         self.server: RealtimeSession | None = None
         self.light_dark = True
+        self.uplink_delay_s = 0.0
         self.lights_work = True
         self.filter: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda event: event
         self.core = Conversation(config or Config(), random.Random(1), muted=muted, now=self.now)
         self._noise = np.random.default_rng(7)
         self._noise_rms = noise_rms
+        self._echo_gain = echo_gain
         self._room: dict[int, Samples] = {}
         self._muted = muted
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -218,10 +228,12 @@ class World:
         began = round((self.now - 100.0) * 1000 / BLOCK_MS) - 1
         noise = self._noise.normal(0, self._noise_rms, BLOCK_FRAMES)
         room = self._room.pop(began, np.zeros(BLOCK_FRAMES, np.int16))
-        samples = np.clip(room + noise, -32768, 32767).astype(np.int16)
+        played = self._speaker.emitted(self.now)
+        echo = 0.0 if played is None else self._echo_gain * played
+        samples = np.clip(room + noise + echo, -32768, 32767).astype(np.int16)
         if self._muted:
             samples = np.zeros_like(samples)
-        self.give(MicrophoneBlock(samples, self.now, self._muted))
+        self.give(MicrophoneBlock(samples, self.now, self._muted, played))
         self.at(self.now + BLOCK_MS / 1000, self._hear)
 
     def give(self, event: Event) -> None:
@@ -266,7 +278,8 @@ class World:
             self.at(self.now, lambda: self.give(AudioSent(effect.audio_frames, self.now, dial)))
         if self.server:
             text, server = effect.text.decode(), self.server
-            self.at(self.now + LATENCY_S, lambda: self._to_server(server, text))
+            arrives = self.now + LATENCY_S + self.uplink_delay_s
+            self.at(arrives, lambda: self._to_server(server, text))
 
     def _to_server(self, server: RealtimeSession, text: str) -> None:
         if server is self.server:
@@ -288,6 +301,14 @@ class World:
     def _do_play(self, effect: Play) -> None:
         if self._speaker.play(effect.samples, effect.epoch, self.now):
             self._pending.append(PlaybackStarted(self.now))
+
+    def _do_chime(self, effect: Chime) -> None:
+        self.chimes.append((self.now, effect.name))
+        self._speaker.chime(earcons.samples(effect.name), self.now)
+
+    def _do_duck(self, effect: Duck) -> None:
+        self.ducks.append((self.now, effect.on))
+        self._speaker.duck(effect.on, self.now)
 
     def _do_flush(self, effect: Flush) -> None:
         heard = self._speaker.flush(effect.epoch, self.now)
@@ -316,6 +337,7 @@ class Speaker:
     def __init__(self) -> None:
         self.heard: list[Samples] = []
         self._epoch = 0
+        self._last: tuple[float | None, Samples] = (None, np.empty(0, np.int16))
         self._begin()
 
     def _begin(self) -> None:
@@ -337,6 +359,30 @@ class Speaker:
         assert epoch == self._epoch
         self._ending = True
 
+    def emitted(self, now: float) -> Samples | None:
+        """What left it in the 20 ms before `now`; None if nothing did."""
+        span = np.zeros(BLOCK_FRAMES, np.int16)
+        current = (self._started, self._samples)
+        for started, samples in (self._last, current):
+            if started is None:
+                continue
+            first = round((now - started) * WIRE_RATE) - BLOCK_FRAMES
+            a, b = max(first, 0), min(first + BLOCK_FRAMES, len(samples))
+            if b > a:
+                span[a - first : b - first] = samples[a:b]
+        return span if span.any() else None
+
+    def duck(self, on: bool, now: float) -> None:
+        """What the device holds already goes on as it is."""
+        if self._started is not None:
+            first = self._frames(now) + round(DEVICE_S * WIRE_RATE)
+            self._samples = self._samples.copy()
+            self._samples[first:] = self._samples[first:] * (0.2 if on else 5.0)
+
+    def chime(self, samples: Samples, now: float) -> None:
+        if self._started is None:
+            self._last = (now, samples)
+
     def _frames(self, now: float) -> int:
         if self._started is None:
             return 0
@@ -345,6 +391,7 @@ class Speaker:
     def flush(self, epoch: int, now: float) -> int:
         frames = self._frames(now)
         self.heard.append(self._samples[:frames])
+        self._last = (self._started, self._samples[:frames])
         self._epoch = epoch
         self._begin()
         return frames
@@ -356,6 +403,7 @@ class Speaker:
 
     def drain(self, now: float) -> int:
         self.heard.append(self._samples)
+        self._last = (self._started, self._samples)
         self._begin()
         return self._epoch
 
@@ -370,6 +418,8 @@ _PERFORM: dict[type, Callable[[World, Any], None]] = {
     EndPlay: lambda world, e: world._speaker.end(e.epoch, world.now),
     Flush: World._do_flush,
     Show: World._do_show,
+    Chime: World._do_chime,
+    Duck: World._do_duck,
     SetMuted: World._do_mute,
     DropUnsent: lambda world, e: None,
     Note: World._do_note,

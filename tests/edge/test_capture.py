@@ -3,15 +3,27 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import alsaaudio
 import numpy as np
+import pytest
 
 from voiced.config import Microphone
+from voiced.edge import pcm as pcms
 from voiced.edge.capture import HANDOFF_BLOCKS, LEISURELY_BLOCKS, Capture
 from voiced.edge.pcm import DeviceError
-from voiced.events import BLOCK_FRAMES, DeviceBack, DeviceFault, MicrophoneBlock
+from voiced.edge.resample import SampleFormat, decode
+from voiced.events import (
+    BLOCK_FRAMES,
+    ChannelLevel,
+    ChannelLevels,
+    DeviceBack,
+    DeviceFault,
+    MicrophoneBlock,
+    Samples,
+)
 from voiced.sim.rig import Mouth, Rig
 
 NATIVE = Microphone(device="hw:1", rate=24_000)
@@ -33,7 +45,8 @@ def ramp(blocks: int, start: int = 0) -> np.ndarray:
 
 
 class Script:
-    """A capture PCM that returns what a list says: bytes, or an exception to raise."""
+    """A capture PCM that returns what a list says: bytes, an error's number, an exception to raise;
+    what can be called is called on the way."""
 
     def __init__(self, reads: list[Any]) -> None:
         self.reads = reads
@@ -44,6 +57,9 @@ class Script:
             threading.Event().wait(0.005)
             return 0, b""
         each = self.reads.pop(0)
+        if callable(each):
+            each()
+            return self.read()
         if isinstance(each, Exception):
             raise each
         return (each, b"") if isinstance(each, int) else (len(each) // 2, each)
@@ -90,12 +106,27 @@ def test_the_chosen_channel_arrives_and_a_list_is_mixed() -> None:
     assert set(blocks(two)) == {200}
 
 
+def test_the_gain_takes_bits_from_a_wide_format() -> None:
+    quiet = np.arange(BLOCK_FRAMES, dtype="<i4") << 12  # sixteenths of a step of 16 bits
+    made, _ = capture(Microphone(rate=24_000, format="S32_LE", gain_db=20.0))
+    made.accept(quiet.tobytes(), 0.0)
+    assert np.abs(blocks(made) - np.arange(BLOCK_FRAMES) * 10 / 16).max() <= 0.5
+
+
 def test_muted_nothing_but_zeros_leaves_the_thread() -> None:
     made, _ = capture(muted=True)
     made.accept(pcm16(ramp(1, 5)), 0.0)
     (block,) = made.take()
     assert block.muted
     assert not block.samples.any()
+
+
+def test_muted_what_a_filter_still_holds_does_not_leave_either() -> None:
+    made, _ = capture(Microphone(rate=44_100))
+    made.accept(pcm16(np.full(882 * 4, 9_000)), 0.0)
+    made.set_muted(True)
+    made.accept(pcm16(np.zeros(882 * 4)), 0.1)
+    assert not blocks(made).any()
 
 
 def test_mute_wipes_what_waits_and_unmute_brings_nothing_back() -> None:
@@ -166,6 +197,261 @@ def test_close_is_safe_early_and_twice() -> None:
     made, _ = capture(open_pcm=lambda *_: Script([]))
     made.close()
     made.close()
+
+
+# --- our own sound ---------------------------------------------------------------------------
+
+
+class Spoke:
+    """What our speaker emitted: a value from one time to another, nothing else."""
+
+    def __init__(self, begin: float, end: float, value: int = 1_000) -> None:
+        self.begin, self.end, self.value = begin, end, value
+
+    def take(self, frames: int, at: float) -> Samples | None:
+        return np.full(frames, self.value, np.int16) if self.begin < at <= self.end else None
+
+
+class Subtracts:
+    """A canceller as simple as can be: 10 ms late, it takes what was played away."""
+
+    delay_ms = 10.0
+
+    def __init__(self) -> None:
+        self.held = np.zeros(240, np.int16)
+        self.fed: list[tuple[Samples, Samples | None]] = []
+
+    def process(self, samples: Samples, played: Samples | None) -> Samples:
+        self.fed.append((samples, played))
+        rest = samples if played is None else samples - played
+        both = np.concatenate((self.held, rest))
+        self.held = both[BLOCK_FRAMES:]
+        return both[:BLOCK_FRAMES]
+
+
+def test_each_block_carries_what_we_played_in_its_own_time() -> None:
+    made, _ = capture(played=Spoke(9.95, 9.985))
+    made.accept(pcm16(ramp(4)), 10.0)
+    carried = [None if b.played is None else set(b.played) for b in made.take()]
+    assert carried == [None, {1_000}, {1_000}, None]
+
+
+def test_the_canceller_gets_every_block_and_its_delay_is_in_the_date() -> None:
+    canceller = Subtracts()
+    made, _ = capture(played=Spoke(9.985, 10.0), canceller=canceller)
+    heard = ramp(3)
+    heard[BLOCK_FRAMES * 2 :] += 1_000
+    made.accept(pcm16(heard), 10.0)
+    taken = made.take()
+    assert [round(block.at, 3) for block in taken] == [9.95, 9.97, 9.99]
+    expected = np.concatenate((np.zeros(240), ramp(3)[:-240]))
+    assert np.array_equal(np.concatenate([block.samples for block in taken]), expected)
+    assert [played is None for _, played in canceller.fed] == [True, True, False]
+
+
+def test_muted_the_canceller_is_emptied_and_what_we_played_is_told() -> None:
+    canceller = Subtracts()
+    made, _ = capture(played=Spoke(0.0, 20.0), canceller=canceller)
+    made.accept(pcm16(np.full(BLOCK_FRAMES, 9_000)), 10.0)
+    made.set_muted(True)
+    made.accept(pcm16(np.full(2 * BLOCK_FRAMES, 9_000)), 10.04)
+    muted = made.take()
+    assert len(muted) == 2
+    assert not any(block.samples.any() for block in muted)
+    assert all(block.muted and block.played is not None for block in muted)
+    assert all(not samples.any() and played is None for samples, played in canceller.fed[1:])
+    made.set_muted(False)
+    made.accept(pcm16(np.full(BLOCK_FRAMES, 7_000)), 10.06)
+    assert set(blocks(made)) == {0, 6_000}  # nothing from before
+
+
+def test_in_a_batch_each_block_meets_what_was_played_then() -> None:
+    canceller = Subtracts()
+    reads = [pcm16(np.full(BLOCK_FRAMES, 1_000)) for _ in range(LEISURELY_BLOCKS)]
+    made, _ = capture(
+        open_pcm=lambda *_: Script(list(reads)),
+        played=Spoke(99.4, 100.0),
+        canceller=canceller,
+        clock=lambda: 100.0,
+    )
+    made.urgent = False
+    made.start()
+    until(lambda: len(canceller.fed) == LEISURELY_BLOCKS)
+    made.close()
+    assert [p is None for _, p in canceller.fed] == [True] * 20 + [False] * 30
+
+
+# --- levels ----------------------------------------------------------------------------------
+
+
+def levels_of(
+    reads: list[Any], settings: Microphone = NATIVE, number: int = 1, **more: Any
+) -> list[ChannelLevels]:
+    """What is posted of the levels while these are read."""
+    urgent = more.pop("urgent", True)
+    made, posted = capture(settings, open_pcm=lambda *_: Script(reads), **more)
+    made.urgent = urgent
+    for place, each in enumerate(reads):
+        if isinstance(each, bool):
+            reads[place] = lambda muted=each: made.set_muted(muted)
+    made.start()
+    until(lambda: not reads)
+    until(lambda: sum(isinstance(e, ChannelLevels) for e in posted) >= number)
+    made.close()
+    return [event for event in posted if isinstance(event, ChannelLevels)]
+
+
+def second(frames: np.ndarray, rate: int = 24_000) -> list[Any]:
+    """Reads of 20 ms that are a second of these frames, over and over."""
+    period = rate // 50
+    whole = np.resize(frames, (rate, *frames.shape[1:]))
+    return [pcm16(whole[at : at + period]) for at in range(0, rate, period)]
+
+
+def sine(dbfs: float, frames: int = 24_000, offset: int = 0) -> np.ndarray:
+    """Of a level in RMS, as int16 values."""
+    amplitude = 32_768 * np.sqrt(2) * 10 ** (dbfs / 20)
+    return np.rint(amplitude * np.sin(2 * np.pi * 500 * np.arange(frames) / 24_000)) + offset
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_once_a_second_the_levels_of_all_channels_are_told(urgent: bool) -> None:
+    channels = [sine(-20.0), sine(-60.0), np.zeros(24_000), np.full(24_000, 77)]
+    reads = second(np.stack(channels, axis=1)) * 3
+    told = levels_of(reads, Microphone(rate=24_000, channels=4), 3, urgent=urgent)
+    assert len(told) == 3
+    tone, faint, silent, stuck = told[1].levels
+    assert tone.rms_dbfs == pytest.approx(-20.0, abs=0.1)
+    assert tone.peak_dbfs == pytest.approx(-17.0, abs=0.1)
+    assert faint.rms_dbfs == pytest.approx(-60.0, abs=0.1)
+    assert not tone.constant
+    assert silent == ChannelLevel(-120.0, -120.0, 0, True)
+    assert stuck.constant
+    assert stuck.rms_dbfs == -120.0  # an offset is no sound
+    assert stuck.peak_dbfs == pytest.approx(-52.6, abs=0.1)
+
+
+def test_levels_are_of_the_card_before_gain_and_without_its_offset() -> None:
+    settings = Microphone(rate=24_000, gain_db=20.0)
+    (told,) = levels_of(second(sine(-50.0, offset=900)), settings)
+    assert told.levels[0].rms_dbfs == pytest.approx(-50.0, abs=0.1)
+
+
+@pytest.mark.parametrize("sample_format", pcms.FORMATS)
+def test_full_scale_is_counted_in_every_format(sample_format: str) -> None:
+    width = {"S16_LE": 2, "S24_LE": 4, "S24_3LE": 3, "S32_LE": 4}[sample_format]
+    bits = {"S16_LE": 16, "S24_LE": 24, "S24_3LE": 24, "S32_LE": 32}[sample_format]
+    top = 2 ** (bits - 1) - 1
+    values = [0] * 476 + [top, -top - 1, -top, top // 2]
+    read = b"".join(v.to_bytes(4, "little", signed=True)[:width] for v in values)
+    settings = Microphone(rate=24_000, format=sample_format)  # type: ignore[arg-type]
+    (told,) = levels_of([read] * 50, settings)
+    (level,) = told.levels
+    assert level.clipped == 3 * 49  # a second, but for a period
+    assert level.peak_dbfs == pytest.approx(0.0, abs=0.01)
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_no_levels_while_muted_nor_of_a_second_that_was_muted_in_part(urgent: bool) -> None:
+    loud, even = second(sine(-10.0)), second(np.full(24_000, 77))
+    reads = [*loud[:30], True, *loud[:70], False, *even, *even]
+    told = levels_of(reads, urgent=urgent)
+    assert all(each.levels[0].constant for each in told)
+    assert len(told) <= 2
+
+
+@pytest.mark.parametrize(("begin", "expected"), [(99.5, True), (100.5, False)])
+def test_levels_tell_whether_we_played_meanwhile(begin: float, expected: bool) -> None:
+    more: dict[str, Any] = {"played": Spoke(begin, 101.0), "clock": lambda: 100.0}
+    (told,) = levels_of(second(sine(-20.0)), **more)
+    assert told.own_sound is expected
+    assert told.at == 100.0
+
+
+# --- through libasound -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is in this file, ALSA's device "tape" gives, byte by byte."""
+    config = tmp_path / "asound.conf"
+    config.write_text(
+        "</usr/share/alsa/alsa.conf>\n"
+        f'pcm.tape {{ type file slave.pcm "null" file "/dev/null" infile "{tmp_path}/tape" '
+        "format raw }\n"
+    )
+    monkeypatch.setenv("ALSA_CONFIG_PATH", str(config))
+    return tmp_path / "tape"
+
+
+@pytest.mark.parametrize("sample_format", pcms.FORMATS)
+def test_every_format_comes_through_libasound_bit_by_bit(
+    tape: Path, sample_format: SampleFormat
+) -> None:
+    width = {"S16_LE": 2, "S24_LE": 4, "S24_3LE": 3, "S32_LE": 4}[sample_format]
+    data = np.random.default_rng(3).integers(0, 256, 320 * 16 * width).astype(np.uint8).tobytes()
+    tape.write_bytes(data * 2)
+    pcm = pcms.open_capture("tape", 16_000, 16, sample_format)
+    try:
+        frames, read = pcm.read()
+    finally:
+        pcms.close(pcm)
+    assert frames == 320
+    assert read == data
+    got = decode(read, 16, sample_format).ravel().tolist()
+    shift = {"S16_LE": 0, "S24_LE": 8, "S24_3LE": 8, "S32_LE": 0}[sample_format]
+    for n, value in enumerate(got):
+        each = data[n * width : (n + 1) * width][: 3 if shift else width]
+        assert value == int.from_bytes(each, "little", signed=True) << shift
+
+
+@pytest.mark.parametrize("sample_format", pcms.FORMATS)
+def test_the_channel_of_an_array_arrives_at_its_own_pitch(
+    rig: Rig, sample_format: SampleFormat
+) -> None:
+    tones_hz = [300, 500, 700, 900, 1_100, 1_300]
+    t = np.arange(8_000)[:, np.newaxis] / 16_000
+    said = (8_000 * np.sin(2 * np.pi * np.array(tones_hz) * t)).astype(np.int16)
+    uses: list[int | list[int]] = [4, [1, 2]]
+    with Rig(mic_channels=6, mic_rate=16_000) as array:
+        array.apply()
+        made = []
+        try:
+            for use in uses:
+                settings = Microphone(
+                    device=array.microphone,
+                    rate=16_000,
+                    channels=6,
+                    use=use,
+                    format=sample_format,
+                    gain_db=-6.0,
+                )
+                made.append(capture(settings))
+                made[-1][0].start()
+            for _, posted in made:
+                until(lambda posted=posted: any(isinstance(e, DeviceBack) for e in posted))
+            with Mouth(array, noise_dbfs=None) as mouth:
+                ended = mouth.say(said).wait_ended(5)
+                heard: list[list[MicrophoneBlock]] = [[], []]
+                for (each, _), into in zip(made, heard, strict=True):
+                    until(
+                        lambda each=each, into=into: (
+                            into.extend(each.take()) or (into and into[-1].at > ended)
+                        )
+                    )
+        finally:
+            rig.apply()
+            for each, _ in made:
+                each.close()
+    for into, expected_hz in zip(heard, [[1_100], [500, 700]], strict=True):
+        inner = [b.samples for b in into if ended - 0.4 < b.at < ended - 0.1]
+        samples = np.concatenate(inner).astype(float)
+        level = np.abs(np.fft.rfft(samples * np.hanning(len(samples)))) * 4 / len(samples)
+        hz = np.fft.rfftfreq(len(samples), 1 / 24_000)
+        for tone_hz in tones_hz:
+            there = level[np.abs(hz - tone_hz) < 20].max()
+            alone = 8_000 * 10 ** (-6 / 20) / len(expected_hz)
+            assert there == pytest.approx(alone if tone_hz in expected_hz else 0, abs=alone / 20)
 
 
 def test_what_is_said_arrives_through_libasound_sample_by_sample(rig: Rig) -> None:

@@ -28,7 +28,8 @@ class Card:
 
     def info(self) -> dict[str, Any]:
         wanted = {"rate": self.asked["rate"], "channels": self.asked["channels"]}
-        return {**wanted, "format_name": "S16_LE", **self._granted}
+        names = {number: name for name, number in pcms.FORMATS.items()}
+        return {**wanted, "format_name": names[self.asked["format"]], **self._granted}
 
     def drop(self) -> None:
         self._call("drop")
@@ -73,6 +74,19 @@ def test_a_microphone_is_asked_for_20_ms_periods_and_waited_on(cards: Cards) -> 
     assert card.calls == []
 
 
+@pytest.mark.parametrize("name", pcms.FORMATS)
+def test_a_microphone_is_asked_for_its_format(cards: Cards, name: str) -> None:
+    card = pcms.open_capture(ASKED, 48_000, 2, name)
+    assert card.asked["format"] == getattr(alsaaudio, f"PCM_FORMAT_{name}")
+    assert card.calls == []
+
+
+def test_a_microphone_of_16_bits_is_not_taken_for_one_of_24(cards: Cards) -> None:
+    cards[1]["format_name"] = "S16_LE"
+    with pytest.raises(DeviceError, match='Set microphone.format = "S16_LE"'):
+        pcms.open_capture(ASKED, 48_000, 2, "S24_3LE")
+
+
 def test_a_speaker_is_asked_for_mono_and_120_ms_and_never_waited_on(cards: Cards) -> None:
     card, channels = pcms.open_playback(ASKED, 48_000)
     assert (card.kind, card.mode) == (alsaaudio.PCM_PLAYBACK, alsaaudio.PCM_NONBLOCK)
@@ -91,7 +105,11 @@ def test_a_speaker_that_only_does_stereo_gives_that(cards: Cards) -> None:
         ({"rate": 44_100}, "does 44100 Hz, not 48000. Set microphone.rate = 44100, or use plughw:"),
         ({"channels": 6}, "has 6 channel(s), not 2. Set microphone.channels = 6"),
         ({"channels": 1}, "has 1 channel(s), not 2. Set microphone.channels = 1"),
-        ({"format_name": "S32_LE"}, "does S32_LE, not 16 bit. Use plughw: instead of hw:"),
+        (
+            {"format_name": "S32_LE"},
+            'does S32_LE, not S16_LE. Set microphone.format = "S32_LE", or use plughw:',
+        ),
+        ({"format_name": "FLOAT_LE"}, "does FLOAT_LE, not S16_LE. Use plughw: instead of hw:"),
     ],
 )
 def test_a_microphone_that_grants_something_else_is_refused(
@@ -110,7 +128,7 @@ def test_a_microphone_that_grants_something_else_is_refused(
     [
         ({"rate": 44_100}, "does 44100 Hz, not 48000. Set speaker.rate = 44100, or use plughw:"),
         ({"channels": 8}, "wants 8 channels. Use plughw: instead of hw:"),
-        ({"format_name": "S24_3LE"}, "does S24_3LE, not 16 bit. Use plughw: instead of hw:"),
+        ({"format_name": "S24_3LE"}, "does S24_3LE, not S16_LE. Use plughw: instead of hw:"),
     ],
 )
 def test_a_speaker_that_grants_something_else_is_refused(

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from voiced.edge.pcm import DeviceError
-from voiced.edge.playback import Playback
+from voiced.edge.playback import DUCK_GAIN, DUCK_MS, IDLE_STEP_S, Playback
+from voiced.edge.played import Played
 from voiced.events import (
     WIRE_RATE,
     DeviceBack,
@@ -48,6 +49,8 @@ class FakePcm:
         self.heard = np.empty(0, np.int16)
         self.drops = 0
         self.gone = False
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What another thread does in the middle of a write."""
         self._short = short_writes
         self._buffer = np.empty(0, np.int16)
         self._at: float | None = None
@@ -88,6 +91,7 @@ class FakePcm:
 
     def write(self, data: bytes) -> int:
         self._check()
+        self.meanwhile()
         if self._xrun:
             self._xrun = False
             return -32
@@ -125,11 +129,18 @@ class Bench:
         self.clock = Clock()
         self.pcm = FakePcm(self.clock, rate, short_writes)
         self.posted: list[Any] = []
+        self.played = Played()
+        self.steps = 0
         self.playback = kind(
-            "hw:1", rate, volume, self.posted.append, clock=self.clock, open_pcm=self.open
+            "hw:1",
+            rate,
+            volume,
+            self.posted.append,
+            played=self.played,
+            clock=self.clock,
+            open_pcm=self.open,
         )
         self.playback.open_if_needed()
-        self._wake_at = 0.0
 
     def open(self, device: str, rate: int) -> tuple[Any, int]:
         if self.pcm.gone:
@@ -138,7 +149,9 @@ class Bench:
 
     def step(self) -> float:
         self.playback.open_if_needed()
-        return self.playback.step()
+        self.steps += 1
+        with self.playback._cond:  # as the owner does
+            return self.playback.step()
 
     def run(self, seconds: float) -> None:
         """Let time pass; the owner sleeps exactly as long as it asked to."""
@@ -159,6 +172,11 @@ def ramp(frames: int, start: int = 1) -> Samples:
 def tone(seconds: float, hz: float = 440.0) -> Samples:
     t = np.arange(round(seconds * WIRE_RATE)) / WIRE_RATE
     return np.asarray(8000 * np.sin(2 * np.pi * hz * t + 1), np.int16)
+
+
+def last_step_dbfs(sound: Samples) -> float:
+    """How far a recording fell at once when it fell silent: the click of a cut."""
+    return float(20 * np.log10(abs(int(np.trim_zeros(sound)[-1])) / 32768))
 
 
 def test_an_answer_is_heard_to_its_last_sample_and_reported() -> None:
@@ -310,40 +328,240 @@ def test_a_flush_while_the_device_has_run_dry_heard_all_that_came() -> None:
     assert bench.playback.flush(1, bench.clock.now).frames_heard == 6000
 
 
-def flush_is_exact(seed: int, kind: Callable[..., Playback]) -> None:
-    """One random ordering of a network, an owner and a flusher, with the promises as assertions.
+def assert_silent_after_flush(bench: Bench, frames_heard: int, epoch: int = 1) -> None:
+    """A flush now hears so many frames, and nothing sounds until the next answer's own samples."""
+    bench.pcm._advance()
+    heard = len(bench.pcm.heard)
+    assert bench.playback.flush(epoch, bench.clock.now).frames_heard == frames_heard
+    bench.run(0.3)
+    assert len(bench.pcm.heard) == heard
+    bench.playback.play(np.full(WIRE_RATE // 2, -9000, np.int16), epoch)
+    bench.playback.end(epoch)
+    bench.run(1)
+    new = np.trim_zeros(bench.pcm.heard[heard:])
+    assert new.max() < 2000, "stale sound"  # a resampler rings by up to 12 % at its first step
+    assert len(new) == pytest.approx(bench.pcm.rate // 2, abs=20)
 
-    Each answer is a constant of its own, so any stale sample shows.
+
+def test_a_flush_cuts_all_the_items_of_an_answer() -> None:
+    bench = Bench(rate=24_000)
+    for _ in range(40):
+        bench.playback.play(ramp(480), 0)
+    bench.run(0.1)
+    assert_silent_after_flush(bench, 2400)
+
+
+def test_a_second_flush_behind_the_first_hears_nothing_and_does_no_harm() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(24_000), 0)
+    bench.run(0.1)
+    assert bench.playback.flush(1, bench.clock.now).frames_heard == 2400
+    assert_silent_after_flush(bench, 0, epoch=2)
+    assert bench.pcm.drops == 2  # one of them behind the second answer's end
+
+
+def test_of_two_flushes_at_once_the_second_waits_for_the_first() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(24_000), 0)
+    bench.run(0.1)
+    second: list[int] = []
+    drop = bench.pcm.drop
+    other = threading.Thread(
+        target=lambda: second.append(bench.playback.flush(2, bench.clock.now).frames_heard)
+    )
+
+    def drop_slowly() -> int:
+        if not other.ident:
+            other.start()
+        assert not second, "a flush inside a flush"
+        return drop()
+
+    bench.pcm.drop = drop_slowly  # type: ignore[method-assign]
+    first = bench.playback.flush(1, bench.clock.now).frames_heard
+    other.join()
+    assert (first, second) == (2400, [0])
+    heard = len(bench.pcm.heard)
+    bench.playback.play(ramp(24_000), 1)
+    bench.run(0.5)
+    assert len(bench.pcm.heard) == heard
+
+
+@pytest.mark.parametrize("avail", [-32, 17])
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_flush_while_the_device_is_in_xrun(avail: int, noticed: bool) -> None:
+    """The owner came too late; the device is in xrun, and some still tell an old `avail` there."""
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(24_000), 0)
+    bench.step()
+    taken = bench.pcm.size - 480  # a step of it stays free
+    bench.clock.now += 0.5
+    tell = bench.pcm.avail
+
+    def avail_in_xrun() -> int:
+        told = tell()
+        return avail if bench.pcm._xrun else told
+
+    bench.pcm.avail = avail_in_xrun  # type: ignore[method-assign]
+    if noticed:
+        bench.step()
+        bench.clock.now += 0.05
+        taken += 1200
+    assert bench.playback.xruns == noticed
+    assert_silent_after_flush(bench, taken)
+
+
+def test_a_flush_while_the_answer_waits_for_the_network() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(6000), 0)
+    bench.run(0.5)
+    assert bench.playback.holes == 1
+    bench.playback.play(ramp(100), 0)  # too little to go on
+    bench.run(0.01)
+    assert_silent_after_flush(bench, 6000)
+
+
+@pytest.mark.parametrize("after_s", [0.21, 0.245, 0.2495, 0.2505, 0.5])
+def test_a_flush_between_the_last_write_and_the_end(after_s: float) -> None:
+    """An answer of 250 ms: written whole, with silence behind it, partly or wholly heard."""
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(6000), 0)
+    bench.playback.end(0)
+    bench.run(after_s)
+    drained = bool(bench.events(PlaybackDrained))
+    assert drained == (after_s > 0.25)
+    heard = 0 if drained else min(6000, round(after_s * 24_000))
+    assert_silent_after_flush(bench, heard)
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.15, 0.19, 0.5])
+def test_a_flush_while_the_resampler_holds_a_tail(after_s: float) -> None:
+    """soxr keeps up to 38 ms of what it was given; no more comes, and no end."""
+    bench = Bench(rate=48_000)
+    bench.playback.play(np.full(4800, 9000, np.int16), 0)
+    bench.run(after_s)
+    bench.pcm._advance()
+    of_answer = len(bench.pcm.heard) // 2
+    assert of_answer < 4800
+    assert_silent_after_flush(bench, of_answer)
+
+
+def test_a_flush_of_a_ducked_answer_and_the_next_is_as_loud_as_ever() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(np.full(24_000, 9000, np.int16), 0)
+    bench.run(0.2)
+    bench.playback.duck(True)
+    bench.run(0.2)
+    assert bench.pcm.heard[-1] == 9000 * DUCK_GAIN
+    assert_silent_after_flush(bench, 9600)
+    assert bench.pcm.heard.min() == -9000
+
+
+def test_a_flush_silences_a_chime_that_nobody_heard_of() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, 9000, np.int16), 100)
+    bench.run(0.05)
+    bench.pcm._advance()
+    assert len(bench.pcm.heard) == 1200
+    assert_silent_after_flush(bench, 0)
+
+
+def test_a_flush_before_a_chime_has_begun_forgets_it() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, 9000, np.int16), 100)
+    assert_silent_after_flush(bench, 0)
+
+
+def test_a_cut_is_a_step_of_what_sounded_and_smaller_when_ducked() -> None:
+    """Behind a drop nothing can be written: the measure of the click is the last sample."""
+    steps = []
+    for ducked in (False, True):
+        bench = Bench(rate=24_000)
+        bench.playback.play(np.full(24_000, 16_384, np.int16), 0)
+        bench.run(0.2)
+        bench.playback.duck(ducked)
+        bench.run(0.2)
+        bench.playback.flush(1, bench.clock.now)
+        steps.append(last_step_dbfs(bench.pcm.heard))
+    assert steps == [pytest.approx(-6.02, abs=0.01), pytest.approx(-20.0, abs=0.01)]
+
+
+LEVELS = (100, 1000, 10_000)
+"""Each answer is a constant, ducked or not unlike those before and after it."""
+
+CHIME = np.full(1000, -15_000, np.int16)
+
+
+def flush_is_exact(seed: int, kind: Callable[..., Playback]) -> None:
+    """One random ordering of a network, an owner and a requester, with the promises as assertions.
+
+    The microphone's clock asks for what was played, and must have been told the same as the ear.
     """
     rng = random.Random(seed)
     bench = Bench(rate=24_000, kind=kind, short_writes=rng if seed % 2 else None)
-    epoch, queued = 0, 0
-    start = 0
+    playback, pcm = bench.playback, bench.pcm
+    epoch, queued, ended, start = 0, 0, False, 0
+    told: list[Samples] = []
+
+    def let_pass(seconds: float) -> None:
+        bench.clock.now += seconds
+        taken = bench.played.take(round(seconds * WIRE_RATE), bench.clock.now)
+        if taken is not None:
+            told.append(taken)
+
+    def flush() -> None:
+        nonlocal epoch, queued, ended, start
+        pcm._advance()
+        drained = any(event.epoch == epoch for event in bench.events(PlaybackDrained))
+        level = LEVELS[epoch % 3]
+        epoch += 1
+        flushed = playback.flush(epoch, bench.clock.now)
+        sound = pcm.heard[start:]
+        answer = sound[sound > 0]
+        assert np.all((answer >= DUCK_GAIN * level) & (answer <= level)), "stale sound"
+        assert set(sound[sound < 0]) <= {-15_000}
+        assert len(answer) <= queued
+        # Once it is played out and reported, there is no answer whose frames could be told.
+        assert flushed.frames_heard == (0 if drained else len(answer)), "a clock that lies"
+        assert not drained or len(answer) == queued, "reported before it was heard"
+        start, queued, ended = len(pcm.heard), 0, False
+        let_pass(rng.choice([0.0, 0.01, 0.2]))
+        pcm._advance()
+        assert len(pcm.heard) == start, "sound after the flush"
+
+    def meanwhile() -> None:
+        if playback._cond.acquire(blocking=False):  # somebody wrote without the lock
+            playback._cond.release()
+            if rng.random() < 0.3:
+                flush()
+
+    pcm.meanwhile = meanwhile
     for _ in range(120):
         move = rng.random()
-        if move < 0.35:
+        if move < 0.3 and not ended:
             frames = rng.choice([1, 100, 480, 4800])
-            bench.playback.play(np.full(frames, epoch % 1000 + 1, np.int16), epoch)
+            playback.play(np.full(frames, LEVELS[epoch % 3], np.int16), epoch)
             queued += frames
+        elif move < 0.34:
+            playback.chime(CHIME, 100)
+        elif move < 0.38:
+            playback.duck(rng.random() < 0.7)
+        elif move < 0.4:
+            playback.end(epoch)
+            ended = True
         elif move < 0.85:
             bench.step()
-            bench.clock.now += rng.choice([0.0, 0.001, 0.005, 0.02, 0.1])
+            let_pass(rng.choice([0.0, 0.001, 0.005, 0.02, 0.1]))
         else:
-            bench.pcm._advance()
-            epoch += 1
-            flushed = bench.playback.flush(epoch, bench.clock.now)
-            sound = bench.pcm.heard[start:]
-            assert set(sound) <= {(epoch - 1) % 1000 + 1}, "stale sound"
-            assert flushed.frames_heard == len(sound), "a clock that lies"
-            assert len(sound) <= queued
-            start, queued = len(bench.pcm.heard), 0
-            bench.clock.now += rng.choice([0.0, 0.01, 0.2])
-            bench.pcm._advance()
-            assert len(bench.pcm.heard) == start, "sound after the flush"
+            flush()
+            if rng.random() < 0.2:
+                flush()
+    pcm._advance()
+    whole = np.concatenate([*told, CHIME[:0]])
+    assert np.array_equal(whole[whole != 0], pcm.heard[pcm.heard != 0]), "a wrong reference"
 
 
 @pytest.mark.parametrize("block", range(20))
-def test_two_thousand_random_orderings_of_owner_and_flusher(block: int) -> None:
+def test_two_thousand_random_orderings_of_owner_and_requester(block: int) -> None:
     """The lock makes a step and a flush indivisible, so orderings of whole steps are all there
     are; that the lock is held is tested below, with real threads."""
     for seed in range(block * 100, block * 100 + 100):
@@ -381,7 +599,37 @@ class KeepsTheHand(Playback):
         return flushed
 
 
-@pytest.mark.parametrize("sabotage", [NoDrop, LatePosition, KeepsTheHand])
+class WritesUnlocked(Playback):
+    """Sabotage: lets go of the lock while the device takes a write."""
+
+    def _write(self, mono: Samples, pending: int) -> int:
+        self._cond.release()
+        try:
+            return super()._write(mono, pending)
+        finally:
+            self._cond.acquire()
+
+
+class CountsTheChime(Playback):
+    """Sabotage: takes a chime for a part of the answer."""
+
+    def chime(self, samples: Samples, volume: int) -> None:
+        self.play(samples, self._epoch)
+
+
+class TellsWhatItWrote(Playback):
+    """Sabotage: the reference has all that was written, dropped or not."""
+
+    def _drop(self, pending: int) -> None:
+        super()._drop(pending)
+        if self._played._runs:
+            self._played._runs[-1].end = self._played._runs[-1].written
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [NoDrop, LatePosition, KeepsTheHand, WritesUnlocked, CountsTheChime, TellsWhatItWrote],
+)
 def test_the_random_orderings_find_each_sabotage(sabotage: type[Playback]) -> None:
     def search() -> None:
         for seed in range(200):
@@ -427,6 +675,233 @@ def test_real_threads_never_let_a_stale_sample_follow_a_flush() -> None:
         pcm._advance()
         assert len(pcm.heard) == heard
     playback.close()
+
+
+# --- duck ------------------------------------------------------------------------------------
+
+
+def test_duck_fades_what_is_not_written_yet_and_back() -> None:
+    bench = Bench()
+    sound = tone(3.0, 200.0)
+    bench.playback.play(sound, 0)
+    bench.playback.end(0)
+    bench.run(1.0)
+    bench.playback.duck(True)
+    bench.run(1.0)
+    bench.playback.duck(False)
+    bench.run(2.0)
+    heard = np.trim_zeros(bench.pcm.heard).astype(float)
+
+    def peak(second: float) -> float:
+        return float(np.abs(heard[round(second * RATE) :][: RATE // 100]).max())
+
+    assert peak(0.99) == pytest.approx(8000, rel=0.01)
+    assert peak(1.14) == pytest.approx(8000 * DUCK_GAIN, rel=0.01)
+    assert peak(1.99) == pytest.approx(8000 * DUCK_GAIN, rel=0.01)
+    assert peak(2.14) == pytest.approx(8000, rel=0.01)
+    of_tone = 8000 * 2 * np.pi * 200 / RATE
+    of_ramp = 8000 * (1 - DUCK_GAIN) / (DUCK_MS / 1000 * RATE)
+    inner = np.diff(heard[100:-100])  # the tone itself begins with a step
+    assert np.abs(inner).max() <= 1.01 * (of_tone + of_ramp) + 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_the_device_takes_it_a_duck_has_no_step(seed: int) -> None:
+    rng = random.Random(seed)
+    bench = Bench(rate=24_000, short_writes=rng)
+    bench.playback.play(np.full(72_000, 10_000, np.int16), 0)
+    for _ in range(200):
+        bench.playback.duck(rng.random() < 0.5)
+        bench.run(rng.choice([0.001, 0.01, 0.03]))
+    assert np.ptp(bench.pcm.heard) == 10_000 * (1 - DUCK_GAIN)
+    of_ramp = 10_000 * (1 - DUCK_GAIN) / (DUCK_MS * 24)
+    assert np.abs(np.diff(bench.pcm.heard)).max() <= of_ramp + 1
+
+
+def test_ducked_an_answer_is_as_long_and_the_next_one_as_loud_as_ever() -> None:
+    bench = Bench(rate=24_000)
+    for _ in range(2):
+        bench.playback.play(np.full(24_000, 10_000, np.int16), 0)
+        bench.playback.end(0)
+        bench.run(0.2)
+        assert bench.pcm.heard[-1] == 10_000
+        bench.playback.duck(True)
+        bench.run(2)
+    assert len(np.flatnonzero(bench.pcm.heard)) == 48_000
+    assert len(bench.events(PlaybackDrained)) == 2
+
+
+def test_with_nothing_to_duck_a_duck_means_nothing() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.duck(True)
+    bench.playback.play(np.full(24_000, 10_000, np.int16), 0)
+    bench.run(0.5)
+    assert set(bench.pcm.heard) == {10_000}
+
+
+# --- chime -----------------------------------------------------------------------------------
+
+
+def test_a_chime_sounds_at_once_and_is_no_answer() -> None:
+    bench = Bench(rate=24_000)
+    sound = ramp(3600)
+    bench.playback.chime(sound, 100)
+    bench.step()
+    assert len(bench.pcm._buffer)
+    bench.run(0.5)
+    assert np.array_equal(np.trim_zeros(bench.pcm.heard), sound)
+    assert bench.pcm.drops == 1
+    assert [type(event) for event in bench.posted] == [DeviceBack]
+    assert bench.playback.chimes_skipped == 0
+
+
+def test_a_chime_has_a_volume_of_its_own() -> None:
+    bench = Bench(rate=24_000, volume=10)
+    bench.playback.chime(np.full(2400, 10_000, np.int16), 50)
+    bench.run(0.5)
+    assert set(bench.pcm.heard[:2400]) == {2500}
+
+
+def test_a_chime_at_another_rate_sounds_whole() -> None:
+    bench = Bench(rate=48_000)
+    bench.playback.chime(tone(0.15), 100)
+    bench.run(0.5)
+    assert len(np.trim_zeros(bench.pcm.heard)) == pytest.approx(0.15 * RATE, abs=4)
+
+
+def test_a_chime_that_something_is_in_the_way_of_is_left_out_and_counted() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(CHIME, 100)
+    bench.playback.chime(CHIME, 100)  # the first has not begun
+    bench.run(0.01)
+    bench.playback.chime(CHIME, 100)  # it sounds
+    bench.run(0.5)
+    bench.playback.play(ramp(100), 0)
+    bench.playback.chime(CHIME, 100)  # an answer is about to begin
+    bench.run(0.5)
+    bench.playback.chime(CHIME, 100)  # it waits for the network
+    bench.playback.end(0)
+    bench.run(0.5)
+    bench.playback.chime(CHIME, 100)
+    bench.run(0.5)
+    assert bench.playback.chimes_skipped == 4
+    assert np.count_nonzero(bench.pcm.heard == CHIME[0]) == 2 * len(CHIME)
+
+
+def test_an_answer_waits_for_no_chime() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, -15_000, np.int16), 100)
+    bench.run(0.03)
+    bench.playback.play(ramp(12_000), 0)
+    bench.playback.end(0)
+    bench.run(1)
+    assert bench.events(PlaybackStarted)[0].at == pytest.approx(10.03, abs=0.001)
+    assert np.count_nonzero(bench.pcm.heard < 0) == 720
+    assert np.array_equal(np.trim_zeros(bench.pcm.heard[720:]), ramp(12_000))
+    assert len(bench.events(PlaybackDrained)) == 1
+
+
+def test_a_chime_sounds_on_while_an_answer_gathers() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, -15_000, np.int16), 100)
+    bench.run(0.01)
+    bench.playback.play(ramp(2400), 0)
+    bench.run(0.6)
+    assert bench.events(PlaybackStarted)[0].at == pytest.approx(10.26, abs=0.002)
+    assert np.count_nonzero(bench.pcm.heard < 0) == 3600
+    assert bench.playback.flush(1, bench.clock.now).frames_heard == 2400
+
+
+def test_frames_of_a_chime_do_not_count_as_heard_of_the_answer_behind_it() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, -15_000, np.int16), 100)
+    bench.run(0.1)
+    bench.playback.play(ramp(12_000), 0)
+    bench.run(0.1)
+    assert bench.playback.flush(1, bench.clock.now).frames_heard == 2400
+
+
+def test_a_chime_without_a_device_is_left_out() -> None:
+    bench = Bench(rate=24_000)
+    bench.pcm.gone = True
+    bench.run(1.1)
+    bench.playback.chime(CHIME, 100)
+    bench.pcm.gone = False
+    bench.run(3)
+    assert not len(bench.pcm.heard)
+    assert bench.playback.chimes_skipped == 1
+
+
+def test_a_chime_ends_with_its_device_and_does_not_come_back_with_it() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, 9000, np.int16), 100)
+    bench.run(0.03)
+    bench.pcm.gone = True
+    bench.run(1)
+    assert bench.events(DeviceFault)
+    heard = len(bench.pcm.heard)
+    bench.pcm.gone, bench.pcm._buffer = False, np.empty(0, np.int16)
+    bench.run(2)
+    assert len(bench.pcm.heard) == heard
+    bench.playback.chime(np.full(3600, 9000, np.int16), 100)
+    bench.run(0.5)
+    assert np.count_nonzero(bench.pcm.heard[heard:]) == 3600
+
+
+def test_idle_the_owner_wakes_up_for_the_watchdog_alone() -> None:
+    bench = Bench()
+    bench.playback.chime(tone(0.1), 100)
+    bench.playback.duck(True)
+    bench.run(1)
+    assert bench.step() == IDLE_STEP_S
+    bench.steps = 0
+    bench.run(60)
+    assert bench.steps == pytest.approx(60 / IDLE_STEP_S, abs=1)
+
+
+# --- the reference -----------------------------------------------------------------------------
+
+
+def test_the_reference_has_volume_and_ducking_in_it_and_no_more() -> None:
+    bench = Bench(rate=24_000, volume=50)
+    bench.playback.play(np.full(12_000, 10_000, np.int16), 0)
+    bench.playback.end(0)
+    told = []
+    for block in range(40):
+        bench.run(0.02)
+        if block == 10:
+            bench.playback.duck(True)
+        taken = bench.played.take(480, bench.clock.now)
+        told.append(np.zeros(480, np.int16) if taken is None else taken)
+    whole = np.concatenate(told)
+    assert (whole[0], whole[11_999]) == (2500, 500)
+    assert np.array_equal(whole[:12_000], bench.pcm.heard[:12_000])
+    assert not whole[12_000:].any()
+
+
+def test_a_device_that_ran_dry_between_look_and_write_has_a_gap_in_the_reference() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(np.full(24_000, 10_000, np.int16), 0)
+    bench.run(0.1)
+    tell, looks = bench.pcm.state, []
+
+    def slow_state() -> int:
+        told = tell()
+        looks.append(told)
+        if len(looks) == 2:  # the first look of the step asks whether it has run dry
+            bench.clock.now += 0.3
+        return told
+
+    bench.pcm.state = slow_state  # type: ignore[method-assign]
+    begin = bench.clock.now
+    bench.step()
+    again = bench.clock.now
+    told = bench.played.take(round(0.32 * WIRE_RATE), again + 0.02)
+    assert told is not None
+    sounding = np.flatnonzero(told) / WIRE_RATE
+    gap = sounding[np.argmax(np.diff(sounding)) + 1]
+    assert gap == pytest.approx(again - begin, abs=0.001)
+    assert np.diff(sounding).max() > 0.15
 
 
 # --- the device ------------------------------------------------------------------------------
@@ -546,3 +1021,72 @@ def test_a_real_device_falls_silent_and_tells_what_was_heard(rig: Rig, speaker: 
             last = first + np.flatnonzero(ear.snapshot(first))[-1]
             assert ear.time_at(last) - flushed.at < 0.03  # the rig's own delay is in it
             assert abs(len(sound) / RATE - flushed.frames_heard / WIRE_RATE) < 0.03
+
+
+def test_a_real_device_plays_chimes_and_cuts_them_for_an_answer(rig: Rig, speaker: Any) -> None:
+    playback, posted = speaker
+    answer = tone(0.5)
+    with Ear(rig) as ear:
+        ear.wait_until(time.monotonic(), 5)
+        for _ in range(3):
+            posted.clear()
+            first = ear.length
+            playback.chime(tone(0.1, 1000.0), 100)
+            until(lambda first=first: ear.snapshot(first).any())
+            playback.play(answer, 0)
+            playback.end(0)
+            until(lambda: any(isinstance(e, PlaybackDrained) for e in posted))
+            playback.chime(tone(0.1, 1000.0), 100)
+            ear.wait_until(time.monotonic() + 0.3, 5)
+            sound = ear.snapshot(first)[::2].astype(float)
+            found = np.correlate(sound, answer.astype(float), "valid")
+            at = int(np.argmax(found))
+            heard = sound[at : at + len(answer)]
+            assert found[at] > 0.97 * np.linalg.norm(heard) * np.linalg.norm(answer)
+            chimed = [len(np.trim_zeros(part)) / WIRE_RATE for part in (sound[:at], sound[at:])]
+            assert 0 < chimed[0] < 0.1
+            assert chimed[1] > 0.59  # the answer, and the chime right behind it
+    assert playback.chimes_skipped == 0
+
+
+def lag_of_the_ear(rig: Rig) -> tuple[float, float, bool]:
+    """A second of noise: by how much the ear hears later than the reference tells, in seconds, how
+    like the two are, and whether all went as on an idle machine."""
+    posted: list[Any] = []
+    played = Played()
+    playback = Playback(rig.speaker, RATE, 100, posted.append, played=played)
+    playback.start()
+    until(lambda: posted)
+    white = np.random.default_rng(4).integers(-20_000, 20_000, WIRE_RATE)
+    noise = np.convolve(white, np.ones(16) / 16, "same").astype(np.int16)
+    told: list[Samples] = []
+    with Ear(rig) as ear:
+        ear.wait_until(time.monotonic(), 5)
+        playback.play(noise, 0)
+        playback.end(0)
+        begin = at = time.monotonic()
+        while at < begin + 1.2:
+            at += 0.02
+            until(lambda at=at: time.monotonic() >= at)
+            taken = played.take(480, at)
+            told.append(np.zeros(480, np.int16) if taken is None else taken)
+        ear.wait_until(at, 5)
+        first = ear.index_at(begin)
+        heard = ear.snapshot(first, first + 2 * 480 * len(told))[::2].astype(float)
+    playback.close()
+    reference = np.concatenate(told).astype(float)
+    spectrum = np.fft.rfft(heard, 2**16) * np.conj(np.fft.rfft(reference, 2**16))
+    match = np.fft.irfft(spectrum)
+    lag = (int(np.argmax(match)) + 2**15) % 2**16 - 2**15
+    likeness = match.max() / np.linalg.norm(heard) / np.linalg.norm(reference)
+    return lag / WIRE_RATE, float(likeness), not (playback.xruns or played.resyncs)
+
+
+def test_the_reference_is_what_a_real_device_emitted_and_not_later(rig: Rig) -> None:
+    """An echo canceller can find an echo that is behind its reference, and never one before it."""
+    for _ in range(3):  # beside other work the device may run dry
+        lag_s, likeness, undisturbed = lag_of_the_ear(rig)
+        if undisturbed:
+            break
+    assert likeness > 0.97  # 0.98 where the ear's samples lie half way between
+    assert -0.005 < lag_s < 0.03  # measured 0 to 7 ms, dated to 5

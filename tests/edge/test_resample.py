@@ -247,60 +247,107 @@ def pitch_hz(y: NDArray[np.int16]) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(y))) * 16_000 / len(y))
 
 
-@pytest.mark.parametrize(
-    ("sample_format", "dtype", "full_scale"),
-    [("s16", "<i2", 2**15), ("s24", "<i4", 2**23), ("s32", "<i4", 2**31)],
-)
-def test_six_tones_come_out_of_their_channels(
-    sample_format: str, dtype: str, full_scale: int
-) -> None:
-    data = np.rint(six_tones() * full_scale).astype(dtype).tobytes()
+def encode(wide: NDArray[np.int32], sample_format: str) -> bytes:
+    """What a card would give for full-scale int32."""
+    if sample_format == "S16_LE":
+        return (wide >> 16).astype("<i2").tobytes()
+    if sample_format == "S24_LE":
+        return (wide >> 8 & 0xFFFFFF).astype("<i4").tobytes()
+    if sample_format == "S24_3LE":
+        return b"".join(int(x).to_bytes(4, "little", signed=True)[1:] for x in wide.ravel())
+    return wide.astype("<i4").tobytes()
+
+
+FORMATS = ["S16_LE", "S24_LE", "S24_3LE", "S32_LE"]
+EXTREMES = np.array([2**31 - 1, -(2**31), 0, -1, 1, 0x12345678, -0x12345678, 0x7FFFFF00], np.int32)
+
+
+@pytest.mark.parametrize("sample_format", FORMATS)
+def test_six_tones_come_out_of_their_channels(sample_format: str) -> None:
+    data = encode(np.rint(six_tones() * 2**31).astype(np.int32), sample_format)
     frames = decode(data, 6, sample_format)  # type: ignore[arg-type]
     assert frames.shape == (4_800, 6)
-    assert frames.dtype == np.int16
-    assert frames.max() == 8_192
     for channel in range(6):
-        mono = to_mono(frames, channel)
+        mono = to_mono(frames, [channel])
         assert mono.shape == (4_800,)
+        assert mono.dtype == np.int16
+        assert mono.max() == 8_192
         assert pitch_hz(mono) == 500 * (channel + 1)
+
+
+@pytest.mark.parametrize(
+    ("sample_format", "kept"), [("S24_LE", 8), ("S24_3LE", 8), ("S32_LE", 0), ("S16_LE", 16)]
+)
+def test_no_bit_is_lost_in_decoding(sample_format: str, kept: int) -> None:
+    """`kept` are the low bits that the format does not have."""
+    frames = decode(encode(EXTREMES, sample_format), 2, sample_format)  # type: ignore[arg-type]
+    expected = EXTREMES >> kept << kept
+    got = frames.astype(np.int64) << (16 if sample_format == "S16_LE" else 0)
+    assert got.ravel().tolist() == expected.tolist()
 
 
 def test_the_top_byte_of_s24_is_not_looked_at() -> None:
     samples = np.array([0x00123400, 0x7F123400, 0x00FEDC00, -0x012400], "<i4")
-    assert decode(samples.tobytes(), 1, "s24")[:, 0].tolist() == [0x1234, 0x1234, -0x124, -0x124]
+    mono = to_mono(decode(samples.tobytes(), 1, "S24_LE"), [0])
+    assert mono.tolist() == [0x1234, 0x1234, -0x124, -0x124]
 
 
-@pytest.mark.parametrize("sample_format", ["s24", "s32"])
-def test_wide_samples_round_and_saturate(sample_format: str) -> None:
-    one = 2**8 if sample_format == "s24" else 2**16
-    wide = np.array([32_768 * one - 1, -32_768 * one, one, one // 2, one // 2 - 1, -one], "<i4")
-    narrow = decode(wide.tobytes(), 1, sample_format)[:, 0]  # type: ignore[arg-type]
-    assert narrow.tolist() == [32_767, -32_768, 1, 1, 0, -1]
+def test_wide_samples_round_to_the_nearest_and_saturate() -> None:
+    one = 2**16
+    wide = [2**31 - 1, -(2**31), one, one // 2 + 1, one // 2, one + one // 2, -one]
+    mono = to_mono(np.array([wide], np.int32).T, [0])
+    assert mono.tolist() == [32_767, -32_768, 1, 1, 0, 2, -1]
 
 
-def test_half_a_frame_is_refused() -> None:
+@pytest.mark.parametrize("sample_format", FORMATS)
+def test_half_a_frame_is_refused(sample_format: str) -> None:
+    one = len(encode(np.zeros(1, np.int32), sample_format))
     with pytest.raises(ValueError):
-        decode(b"\0" * 6, 2, "s16")
+        decode(bytes(3 * one), 2, sample_format)  # type: ignore[arg-type]
     with pytest.raises(ValueError):
-        decode(b"\0" * 3, 1, "s16")
+        decode(bytes(2 * one + 1), 1, sample_format)  # type: ignore[arg-type]
 
 
 def test_several_channels_are_averaged_without_overflow() -> None:
     frames = np.array([[32_767, 32_767, 5], [-32_768, 32_767, 5], [100, 201, 5]], np.int16)
     assert to_mono(frames, [0, 1]).tolist() == [32_767, 0, 150]
     assert to_mono(frames, [2]).tolist() == [5, 5, 5]
+    loud = np.full((2, 16), 2**31 - 1, np.int32)
+    assert to_mono(loud, range(16)).tolist() == [32_767, 32_767]
 
 
-def test_int32_frames_are_scaled_to_int16() -> None:
-    frames = np.array([[2**31 - 1, 2**16], [-(2**31), 3 * 2**16]], np.int32)
-    assert to_mono(frames, 0).tolist() == [32_767, -32_768]
-    assert to_mono(frames, [1]).tolist() == [1, 3]
-    assert to_mono(frames, 1).dtype == np.int16
+@pytest.mark.parametrize(("gain_db", "expected"), [(6.0, 1_995), (-6.0, 501), (20.0, 10_000)])
+def test_gain_is_in_decibels_and_applied_after_the_mix(gain_db: float, expected: int) -> None:
+    frames = np.array([[500, 1_500]], np.int16)
+    assert to_mono(frames, [0, 1], gain_db).tolist() == [expected]
+
+
+def test_gain_saturates_on_both_sides() -> None:
+    frames = np.array([[5_000], [-5_000]], np.int16)
+    assert to_mono(frames, [0], 40.0)[:, None].tolist() == [[32_767], [-32_768]]
+
+
+def test_a_quiet_microphone_of_24_bits_gains_bits_and_not_steps() -> None:
+    """A tone of 3 steps of 16 bits, 40 dB up: from 16 bits it comes with their steps, coarse."""
+    t = np.arange(4_800) / 16_000
+    tone_ = 3 * 2**16 * np.sin(2 * np.pi * 500 * t)
+    frames = np.rint(tone_[:, None] / 2**8).astype(np.int32) << 8
+    loud = to_mono(frames, [0], 40.0)
+    assert np.abs(loud - tone_ * 100 / 2**16).max() < 1
+    coarse = to_mono(np.rint(frames / 2**16).astype(np.int16), [0], 40.0)
+    assert np.abs(coarse - tone_ * 100 / 2**16).max() > 40
+
+
+def test_the_mix_does_not_depend_on_where_the_input_was_cut() -> None:
+    frames = np.random.default_rng(5).integers(-(2**31), 2**31, (1_000, 6)).astype(np.int32)
+    whole = to_mono(frames, [0, 2, 5], 3.0)
+    parts = [to_mono(frames[at : at + 7], [0, 2, 5], 3.0) for at in range(0, 1_000, 7)]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_channels_that_are_not_there_are_refused() -> None:
     frames = np.zeros((4, 2), np.int16)
     with pytest.raises(IndexError):
-        to_mono(frames, 2)
+        to_mono(frames, [2])
     with pytest.raises(ValueError, match="channel"):
         to_mono(frames, [])

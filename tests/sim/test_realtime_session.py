@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -345,12 +346,58 @@ def test_clear_drops_the_speech_in_progress() -> None:
     assert list(client.session.conversation) == []
 
 
-def test_semantic_vad_waits_a_second() -> None:
-    client = Client()
-    client.configure(audio={"input": {"turn_detection": {"type": "semantic_vad"}}})
-    client.say(speech(300))
-    assert client.say(silence(980)) == []
-    assert "input_audio_buffer.speech_stopped" in types(client.say(silence(20)))
+def semantic(script: Script, **detection: Any) -> Client:
+    client = Client(script)
+    client.configure(audio={"input": {"turn_detection": {"type": "semantic_vad", **detection}}})
+    return client
+
+
+@pytest.mark.parametrize(
+    ("understood_ms", "eagerness", "ends_ms"),
+    [
+        (800, "auto", 800),
+        (300, "low", 300),
+        (3000, "auto", 3000),
+        (3000, "high", 2000),
+        (math.inf, "high", 2000),
+        (math.inf, "medium", 4000),
+        (math.inf, "auto", 4000),
+        (math.inf, "low", 8000),
+    ],
+)
+def test_semantic_vad_ends_a_turn_once_understood_and_at_its_eagerness_at_the_latest(
+    understood_ms: float, eagerness: str, ends_ms: int
+) -> None:
+    client = semantic(Script(semantic_ms=understood_ms), eagerness=eagerness)
+    client.say(silence(1000))
+    started = only(client.say(speech(300)), "input_audio_buffer.speech_started")
+    assert started["audio_start_ms"] == 700
+    assert client.say(silence(ends_ms - 20)) == []
+    assert client.wait(1000) == []  # it counts what it receives
+    stopped, committed, *_ = client.say(silence(20))
+    assert stopped["type"] == "input_audio_buffer.speech_stopped"
+    assert stopped["audio_end_ms"] == 1300 + ends_ms
+    assert committed["type"] == "input_audio_buffer.committed"
+    assert "response.created" in types(client.seen)
+
+
+def test_a_pause_that_semantic_vad_has_not_understood_ends_nothing() -> None:
+    client = semantic(Script(semantic_ms=1500))
+    said = np.concatenate((speech(300), silence(1480), speech(300, 2), silence(1500)))
+    client.say(said)
+    (item,) = client.session.conversation
+    np.testing.assert_array_equal(item.audio, said)
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_semantic_vad_creates_and_interrupts_only_if_it_may(may: bool) -> None:
+    client = semantic(Script(think_ms=5000), create_response=may, interrupt_response=may)
+    client.say(np.concatenate((speech(300), silence(800))))
+    assert ("response.created" in types(client.seen)) is may
+    if not may:
+        client.send("response.create")
+    client.say(speech(100))
+    assert ("response.done" in types(client.seen)) is may
 
 
 def test_without_create_response_a_turn_is_only_committed() -> None:
@@ -364,6 +411,38 @@ def test_without_create_response_a_turn_is_only_committed() -> None:
 def test_speech_is_what_is_louder_than_the_threshold(level: int, is_heard: bool) -> None:
     detector = EnergyVad(-40, 500, 0)  # -40 dBFS is an RMS of 327.7
     assert bool(detector.feed(np.full(4800, level, np.int16))) is is_heard
+
+
+def room(ms: int, rms: float, seed: int = 5) -> Samples:
+    noise = np.random.default_rng(seed).standard_normal(ms * 24) * rms
+    return np.rint(noise).astype(np.int16)
+
+
+def test_a_loud_room_is_speech_without_end_unless_speech_must_exceed_it() -> None:
+    said = room(5000, 800)  # -32 dBFS
+    said[24_000:36_000] += speech(500)
+    deaf, keen = vad(), vad(Script(vad_margin_db=10))
+    assert types(deaf.say(said)) == ["input_audio_buffer.speech_started"]
+    events = keen.say(said)
+    assert only(events, "input_audio_buffer.speech_started")["audio_start_ms"] == 700
+    assert only(events, "input_audio_buffer.speech_stopped")["audio_end_ms"] == 2000
+
+
+def test_the_noise_is_known_over_turns_and_silence_that_was_made_is_none() -> None:
+    client = vad(Script(vad_margin_db=10))
+    client.say(room(1000, 800))
+    client.send("input_audio_buffer.clear")
+    client.say(silence(2000))
+    assert client.say(room(1000, 800, 6)) == []
+    assert "input_audio_buffer.speech_started" in types(client.say(speech(100)))
+
+
+def test_a_room_that_becomes_louder_is_the_new_room_after_five_seconds() -> None:
+    client = vad(Script(vad_margin_db=10), silence_duration_ms=200)
+    client.say(room(1000, 50))
+    started = only(client.say(room(4900, 800)), "input_audio_buffer.speech_started")
+    stopped = only(client.say(room(600, 800)), "input_audio_buffer.speech_stopped")
+    assert started["item_id"] == stopped["item_id"]
 
 
 # --- answers ------------------------------------------------------------------------------------

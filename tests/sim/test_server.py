@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
+from websockets.exceptions import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    InvalidMessage,
+    InvalidStatus,
+)
 
 from tests.certificate import self_signed
 from voiced.sim.answer import AnswerError, load_answer
@@ -431,10 +436,52 @@ def test_scheduled_faults_happen_once_each_in_the_session_old_enough() -> None:
     serving(test, SimOptions(faults=faults))
 
 
+@pytest.mark.parametrize("on", ["input_audio_buffer.commit", "input_audio_buffer.committed"])
+def test_a_fault_on_an_event_comes_right_then_and_once(on: str) -> None:
+    """Before what the client sent is answered, after what the server sent has gone out."""
+
+    async def test(server: SimServer) -> None:
+        async with dial(server) as ws:
+            await configured(ws)
+            await ask(ws, speech(200))
+            if on.endswith("committed"):
+                assert (await receive(ws))["type"] == on
+            with pytest.raises(ConnectionClosedError):
+                await receive(ws)
+        async with dial(server) as ws:
+            await configured(ws)
+            await ask(ws, speech(200))
+            await until(ws, "response.done")
+
+    serving(test, fast(faults=(parse_fault(f"reset@{on}"),)))
+
+
+def test_the_first_dials_are_broken_off_and_later_ones_taken() -> None:
+    async def test(server: SimServer) -> None:
+        for _ in range(2):
+            with pytest.raises(InvalidMessage):  # nothing came
+                async with dial(server):
+                    pass
+        async with dial(server) as ws:
+            await configured(ws)
+        assert (server.dials, server.session_count) == (3, 1)
+
+    serving(test, SimOptions(reset_dials=2))
+
+
 def test_faults_are_read_from_text() -> None:
+    assert parse_fault("close:1001@response.create") == Fault("close", 1001, on="response.create")
     assert parse_fault("slow:8000@1.5") == Fault("slow", 8000, 1.5)
     assert parse_fault("reset@2") == Fault("reset", 0, 2)
-    for text in ("burn@1", "close@1", "reset:4@1", "stall:x@1", "stall:1@-2", "slow:0@1"):
+    for text in (
+        "burn@1",
+        "close@1",
+        "reset:4@1",
+        "stall:x@1",
+        "stall:1@-2",
+        "slow:0@1",
+        "mute@soon",
+    ):
         with pytest.raises(FaultError, match=text.split("@")[0]):
             parse_fault(text)
 

@@ -12,12 +12,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from voiced import config as configs
 from voiced.config import Config
 from voiced.core import lights, realtime
 from voiced.core.answer import LONGEST_ANSWER_S
 from voiced.core.button import Button, Press
 from voiced.core.downlink import ASKED_S, Downlink
 from voiced.core.faults import FAULTS, HARMLESS_ERRORS, Fault, of_close, of_error
+from voiced.core.health import Health
 from voiced.core.link import Link, LinkState
 from voiced.core.microphone import Change, Microphone
 from voiced.core.outbox import Outbox
@@ -30,12 +34,15 @@ from voiced.events import (
     WIRE_RATE,
     AudioSent,
     ButtonEdge,
+    ChannelLevels,
+    Chime,
     CloseLink,
     Command,
     DeviceBack,
     DeviceFault,
     Dial,
     DropUnsent,
+    Duck,
     Effect,
     Event,
     Flushed,
@@ -71,6 +78,18 @@ FIRST_WORD_S = 10.0
 ACTIVE_RESPONSE = "conversation_already_has_active_response"
 """Error code: our response.create was lost, or the server's own attempt; `event_id` may be null."""
 
+EARLY_PRESS_S = 0.5
+"""Who presses so soon after the first sound of a hands-free turn means to begin it, not to end it:
+the word and the finger start together, and the gate is quicker than either."""
+
+SPEECH_OVER_S = 1.0
+"""How far back a turn that begins over an answer may reach: the gate's pre-roll, and what it takes
+to be sure that somebody speaks."""
+
+UNDECIDED_S = 6.0
+"""A server that ends turns by what it understands waits for 4 s of silence at most (its medium
+eagerness); the gate closed `turn.silence_ms` after the speech. The rest is a slow network's."""
+
 THINKING_S = 60.0
 """Twice the longest a model has been seen to think."""
 
@@ -84,21 +103,23 @@ class Conversation:
         self._config = config
         self.state = TurnState.IDLE
         self.muted = muted
-        self.faults: dict[str, str] = {}
-        """Name of a present fault -> detail. The link's own is `link.fault`."""
         self.link = Link(rng)
         self._outbox = Outbox()
+        self._health = Health(config.microphone, self._outbox)
         self._timers = Timers()
         self._up = Uplink(config, self._outbox, self._timers)
         self._down = Downlink(self._outbox, self._timers)
-        self._microphone = self._new_microphone()
+        self._microphone = Microphone(config)
         self._button = Button()
         self._pressed_at = now
         self._pressed_into = TurnState.IDLE
+        self._hearing_since = now
         self._asked_pattern: Pattern | None = None
         self._shown: Pattern | None = None
         self._refused_until = float("-inf")
         self._status = ""
+        self._ducked = False
+        self._half_duplex = ""  # why, where it should not be
         self._key_detail = ""
         self._next_config: Config | None = None
         self._tokens = {"input": 0, "output": 0, "total": 0}
@@ -121,16 +142,24 @@ class Conversation:
 
     def snapshot(self) -> dict[str, Any]:
         """The state as anyone may see it, in JSON types; docs/control.md is its contract."""
+        microphone = self._config.microphone
         return {
             "turn": self.state.value,
             "link": self.link.state.value,
             "light": self._shown.name if self._shown else None,
+            "full_duplex": self._microphone.full_duplex,
             "muted": self.muted,
             "faults": [
                 {"fault": name, "detail": detail, "remedy": FAULTS[name].remedy}
                 for name, detail in self._all_faults().items()
             ],
             "status": self._status,
+            "microphone": {
+                "use": list(microphone.channels_used),
+                "gain_db": microphone.gain_db,
+                "echo": microphone.echo,
+                "quiet_dbfs": self._config.gate.quiet_dbfs,
+            },
             "session": self._up.session.id or None,
             "model": self._up.session.model or None,
             "tokens": dict(self._tokens),
@@ -148,6 +177,7 @@ class Conversation:
             "said_s": round(self._up.frames_said / WIRE_RATE, 2),
             "sent_s": round(self._up.frames_sent / WIRE_RATE, 2),
             "heard_s": round(self._down.seconds_heard(self._now), 2),
+            "channels": self._health.channels,
         }
 
     @property
@@ -158,7 +188,8 @@ class Conversation:
     @property
     def listens(self) -> bool:
         """True if what the microphone hears now may matter now."""
-        return self.state not in (TurnState.IDLE, TurnState.SPEAKING)
+        deaf = self.state is TurnState.SPEAKING and not self._microphone.full_duplex
+        return self.state is not TurnState.IDLE and not deaf
 
     @property
     def epoch(self) -> int:
@@ -196,6 +227,8 @@ class Conversation:
                 cause=cause.value,
             )
             self._timers.cancel("ceiling")
+            if self.state is TurnState.HEARING and before is not TurnState.THINKING:
+                self._hearing_since = self._now
         _ACTIONS[action](self)
         if before is not self.state:
             self._set_ceiling()
@@ -232,7 +265,9 @@ class Conversation:
     def _follow_up(self) -> None:
         """Listen on, hands-free; or don't, if that is not wanted or can't be."""
         self._forget_turn()
-        self._up.begin(self._now, held=False)
+        # Who speaks into the end of an answer has begun before it was over.
+        early_s = self._preroll_s if self._microphone.echo_free else 0.0
+        self._up.begin(self._now - early_s, held=False)
         if self._why_refused() or not self._config.turn.follow_up_s:
             self._cause(Cause.TIMEOUT)
         else:
@@ -240,6 +275,8 @@ class Conversation:
 
     def _hands_free(self) -> None:
         self._listen(FIRST_WORD_S)
+        if self.state is TurnState.LISTENING:
+            self._chime("listening")  # not into the words of somebody who speaks already
 
     def _listen(self, window_s: float) -> None:
         """Hands-free from now on. Without a gate all is speech until the server says otherwise."""
@@ -258,36 +295,56 @@ class Conversation:
         turn.earliest = max(turn.earliest, self._pressed_at - self._preroll_s)
         turn.held = True
         turn.collecting = True
+        turn.faint = self._microphone.faint_since(turn.earliest)
         self._collect(self._microphone.since(turn.earliest))
 
     def _collect_speech(self) -> None:
         turn = self._turn
-        self._timers.cancel("grace", "unheard", "stale")
+        self._timers.cancel("grace", "unheard", "stale", "undecided")
         turn.collecting = True
         turn.padded = False
         earliest = max(turn.earliest, turn.collected_until)
-        if self._config.gate.enabled:
+        if self._config.gate.enabled or turn.by_voice:
             self._collect(self._microphone.from_onset(earliest))
         else:
             self._collect(self._microphone.since(earliest))
 
     def _await_end(self) -> None:
-        """The gate closed: the silence is out, too. If the server does not see it, zeros help."""
+        """The gate closed: the silence is out, too. If the server does not see it, zeros help; one
+        that goes by the meaning hears the room until it has made up its mind."""
+        if self._up.by_meaning:
+            self._turn.collecting = True
+            self._timers.set("undecided", self._now + UNDECIDED_S)
+            return
         self._turn.collecting = False
         self._timers.set("grace", self._now + GRACE_S)
         self._timers.set("stale", self._now + STALE_S)
 
     def _end_turn(self) -> None:
-        self._timers.cancel("grace", "unheard", "gateless")
+        self._timers.cancel("grace", "unheard", "gateless", "undecided")
         self._timers.set("stale", self._now + STALE_S)
         if self._turn.released_at is None:
-            self._up.end_collecting()
+            self._end_collecting()
         else:
             self._timers.set("tail", self._now + TAIL_S)
 
+    def _end_collecting(self) -> None:
+        """All of the turn is here. Of a held one that may hold nothing, nothing is paid."""
+        if self._turn.held and not self._turn.faint:
+            self._outbox.note("nothing-said", "nothing was said", logging.INFO)
+            self._cause(Cause.NOTHING)
+            self._chime("nothing-said")
+            return
+        self._up.end_collecting()
+        self._chime("sent")
+
     def _await_answer(self) -> None:
+        if not self._turn.ended and not self._turn.ending:
+            self._chime("sent")
         self._turn.ended = True
-        self._timers.cancel("grace", "unheard", "gateless", "stale")
+        self._microphone.rest()
+        self._turn.collecting = self._turn.collecting and self._microphone.open
+        self._timers.cancel("grace", "unheard", "gateless", "stale", "undecided")
         self._timers.set("asked", self._now + ASKED_S)
 
     def _go_on(self) -> None:
@@ -316,12 +373,13 @@ class Conversation:
 
     def _play(self) -> None:
         self._forget_turn()
-        self._turn.collecting = False
+        self._turn.collecting = self._ducked = False
         self._timers.set("asked", self._now + ASKED_S)  # until the answer is complete
 
     def _cut(self) -> None:
         self._forget_turn()
         self._down.cut()
+        self._ducked = False  # what is played next begins as loud as ever
 
     def _cut_and_listen(self) -> None:
         self._cut()
@@ -331,11 +389,19 @@ class Conversation:
         self._cut()
         self._open()
 
+    def _cut_and_hear(self) -> None:
+        """Somebody speaks over the answer: from the onset on it is a turn, hands-free."""
+        self._cut()
+        self._counters["turns"] += 1
+        self._up.begin(self._now - SPEECH_OVER_S, held=False)
+        self._turn.by_voice = True
+        self._collect_speech()
+
     def _replay(self) -> None:
         """The session that had the turn is gone: the next one gets it whole."""
         turn = self._turn
         if turn.spent:
-            self._refuse("the link was lost in the middle of the answer")
+            self._refuse("the link was lost in the middle of the answer", "network")
             self._cause(Cause.FAILED)
             return
         self._timers.cancel("grace", "unheard")
@@ -358,7 +424,13 @@ class Conversation:
 
     def _forget_turn(self) -> None:
         """The deadlines of a turn go with it."""
-        self._timers.cancel("grace", "unheard", "gateless", "create", "asked", "tail", "stale")
+        self._timers.cancel(
+            "grace", "unheard", "gateless", "create", "asked", "tail", "stale", "undecided"
+        )
+
+    def _chime(self, name: str) -> None:
+        if self._config.sounds.enabled:
+            self._outbox.add(Chime(name))
 
     # --- button and commands -------------------------------------------------------------
 
@@ -370,7 +442,7 @@ class Conversation:
         refusal = self._press(press) if press else None
         if event.down and press is None and self._button.is_settled(event.at):
             refusal = "the button is down already: release it first"
-            self._refuse(refusal)
+            self._refuse(refusal, "nothing-said")
         if event.who is not None:
             self._outbox.add(Reply(refusal is None, refusal or self.state.value))
 
@@ -381,6 +453,8 @@ class Conversation:
         if press is Press.TAP:
             said = self._microphone.spoken_since(self._pressed_at - self._preroll_s)
             again = self._pressed_into is TurnState.LISTENING and not said
+            if again and self.state is TurnState.LISTENING:
+                self._chime("goodbye")
             self._cause(Cause.TAP_AGAIN if again else Cause.TAP)
         elif press is Press.HOLD:
             self._cause(Cause.HOLD)
@@ -395,29 +469,30 @@ class Conversation:
         if refusal is None:
             if self.link.want(self._now):
                 self._dial()
-            self._cause(Cause.PRESS)
+            young = self._now - self._hearing_since < EARLY_PRESS_S
+            if not (young and self.state is TurnState.HEARING and self._turn.held is False):
+                self._cause(Cause.PRESS)
             return None
         if self.state in (TurnState.THINKING, TurnState.SPEAKING):
             self._cause(Cause.INTERRUPT)  # whatever is wrong, it can be silenced
-        self._refuse(refusal)
-        return refusal
+        self._refuse(*refusal)
+        return refusal[0]
 
-    def _why_refused(self) -> str | None:
-        """Why no turn can be taken now, with the remedy; or None."""
+    def _why_refused(self) -> tuple[str, str] | None:
+        """Why no turn can be taken now, with the remedy, and the earcon of it; or None."""
         if self.muted:
-            return "muted: unmute first"
+            return "muted: unmute first", "muted"
         link = self.link
         due = link.due is not None and self._now >= link.due
         if link.state is LinkState.REFUSED and link.fault and not due:
-            return f"{link.fault.status}: {self._key_detail or link.fault.remedy}"
-        for name, detail in self.faults.items():
-            if name.startswith(("microphone", "speaker", "lights")):
-                return f"{FAULTS[name].status}: {detail}"
-        return None
+            why = f"{link.fault.status}: {self._key_detail or link.fault.remedy}"
+            return why, link.fault.sound
+        return self._health.why_deaf()
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, sound: str) -> None:
         """A person is never left without a sign."""
         self._outbox.note("refused", f"refused: {why}", logging.WARNING)
+        self._chime(sound)
         self._refused_until = self._now + lights.REFUSED_S
         self._timers.set("refused", self._refused_until)
 
@@ -433,6 +508,9 @@ class Conversation:
         return None
 
     def _hang_up(self) -> str | None:
+        # An answer that is cut off has its silence for a sign.
+        if self.state not in (TurnState.IDLE, TurnState.SPEAKING):
+            self._chime("goodbye")
         self._cause(Cause.HANG_UP)
         return None
 
@@ -452,7 +530,7 @@ class Conversation:
         if not self.muted:
             return None
         self.muted = False
-        self.faults.pop("state-unreadable", None)
+        self._health.forget("state-unreadable")
         self._microphone.wipe(self._now)
         self._outbox.add(SetMuted(False))
         return None
@@ -462,17 +540,39 @@ class Conversation:
     def _on_block(self, event: MicrophoneBlock) -> None:
         if self.muted or event.muted:
             return
-        if self.state is TurnState.SPEAKING:  # half duplex
-            self._microphone.own_sound_until(event.at)
+        answering = self.state is TurnState.SPEAKING
+        change = self._microphone.hear(event, answering=answering)
+        if answering:
+            self._hear_over_answer(change)
             return
         turn = self._turn
-        change = self._microphone.hear(event.samples, event.at)
-        if turn.collecting and (turn.held or self._microphone.open):
+        on_air = turn.collecting and (turn.held or self._microphone.open or self._up.by_meaning)
+        if on_air:
             self._collect_live(event)
+            if self._up.by_meaning and change is Change.CLOSED:
+                self._pause()
+            elif change is Change.OPENED:
+                self._timers.cancel("undecided")
         elif turn.collecting:
             self._pause()
         elif turn.held is False and change is Change.OPENED and self._may_open():
             self._cause(Cause.SPEECH)
+
+    def _hear_over_answer(self, change: Change | None) -> None:
+        """Lower the answer at the first sign of somebody speaking, cut it when that is certain."""
+        self._note_half_duplex()
+        if change is Change.OPENED:
+            self._cause(Cause.SPEECH_OVER)
+        elif self._microphone.doubtful is not self._ducked:
+            self._ducked = self._microphone.doubtful
+            self._outbox.add(Duck(self._ducked))
+
+    def _note_half_duplex(self) -> None:
+        why = self._microphone.why_half_duplex
+        if why != self._half_duplex:
+            self._half_duplex = why
+            text = f"speaking can't interrupt it: {why}" if why else "speaking interrupts it again"
+            self._outbox.note("half-duplex", text, logging.WARNING if why else logging.INFO)
 
     def _may_open(self) -> bool:
         """In THINKING the user may add something, unless a press has ended the turn."""
@@ -483,9 +583,10 @@ class Conversation:
     def _collect_live(self, event: MicrophoneBlock) -> None:
         released_at = self._turn.released_at
         if released_at is None or event.at - BLOCK_MS / 1000 <= released_at:
+            self._turn.faint |= self._microphone.faint
             self._collect([(event.samples, event.at)])
         if released_at is not None and event.at >= released_at:
-            self._up.end_collecting()
+            self._end_collecting()
 
     def _collect(self, blocks: list[tuple[Any, float]]) -> None:
         if self._up.collect(blocks):
@@ -499,7 +600,7 @@ class Conversation:
     def _pause(self) -> None:
         if self.state is TurnState.HEARING:
             self._cause(Cause.END if self._up.by_hand else Cause.PAUSE)
-        elif self.state is TurnState.THINKING and self._turn.ended:
+        elif self.state is TurnState.THINKING and self._turn.released_at is None:
             self._turn.collecting = False
 
     # --- link ----------------------------------------------------------------------------
@@ -548,7 +649,7 @@ class Conversation:
         self._note_link()
         refused = self.link.state is LinkState.REFUSED
         if refused and self.state is not TurnState.IDLE:
-            self._refuse(f"{fault.status}: {fault.remedy}")
+            self._refuse(f"{fault.status}: {fault.remedy}", fault.sound)
         self._cause(Cause.REFUSED if refused else Cause.LINK_LOST)
 
     def _give_up_socket(self, fault: str, why: str) -> None:
@@ -624,7 +725,7 @@ class Conversation:
         if code == ACTIVE_RESPONSE:
             self._down.responses.wanted = True
         else:
-            self._refuse("the server failed to answer")
+            self._refuse("the server failed to answer", "server")
             self._cause(Cause.FAILED)
 
     def _on_speech_started(self, _: realtime.SpeechStarted) -> None:
@@ -636,11 +737,11 @@ class Conversation:
             self._cause(Cause.HEARD)
 
     def _on_speech_stopped(self, _: realtime.SpeechStopped) -> None:
-        if not self._up.by_hand:
+        if self._up.ended_by_server():
             self._cause(Cause.ENDED)
 
     def _on_committed(self, _: realtime.Committed) -> None:
-        if self._up.by_hand:
+        if not self._up.ended_by_server():
             return
         if self.state in (TurnState.HEARING, TurnState.THINKING):
             self._down.responses.expect()
@@ -685,7 +786,7 @@ class Conversation:
             )
         if not answer.frames_received:
             if failed:
-                self._refuse("the server failed to answer")
+                self._refuse("the server failed to answer", "server")
             self._cause(Cause.FAILED if failed else Cause.NO_ANSWER)
 
     def _count(self, usage: realtime.Usage) -> None:
@@ -707,36 +808,26 @@ class Conversation:
             self._cause(Cause.DRAINED)
 
     def _on_flushed(self, event: Flushed) -> None:
-        if event.frames_heard:
+        if event.frames_heard and not self._turn.by_voice:
             self._microphone.own_sound_until(event.at)
         self._down.flushed(event)
 
     # --- devices, key, configuration -----------------------------------------------------
 
     def _on_fault(self, event: DeviceFault) -> None:
-        known = self.faults.get(event.fault)
-        self._clear_faults(event.device)
-        self.faults[event.fault] = event.detail
-        if known != event.detail:
-            text = f"{FAULTS[event.fault].status}: {event.detail}"
-            self._outbox.note("fault", text, logging.WARNING, fault=event.fault)
+        self._health.add(event.device, event.fault, event.detail)
         if event.device == "lights":
             self._shown = None
         if event.device == "microphone":
             self._microphone.wipe(self._now)
         listening = self.state in (TurnState.LISTENING, TurnState.HEARING)
         if event.device in ("speaker", "lights") or (event.device == "microphone" and listening):
+            if self.state is not TurnState.IDLE:
+                self._chime(FAULTS[event.fault].sound)
             self._cause(Cause.DEVICE_LOST)
 
-    def _clear_faults(self, device: str) -> bool:
-        gone = [name for name in self.faults if name.startswith(device)]
-        for name in gone:
-            del self.faults[name]
-        return bool(gone)
-
     def _on_back(self, event: DeviceBack) -> None:
-        if self._clear_faults(event.device):
-            self._outbox.note("fault-over", f"{event.device} works again", logging.INFO)
+        self._health.over(event.device)
         if event.device == "lights":
             self._asked_pattern = None
 
@@ -751,15 +842,23 @@ class Conversation:
         text = f"{fault.status}: {event.detail}"
         self._outbox.note("fault", text, logging.WARNING, fault=event.fault)
         if self.state is not TurnState.IDLE:
-            self._refuse(text)
+            self._refuse(text, fault.sound)
         self._cause(Cause.REFUSED)
 
     def _on_reconfigured(self, event: Reconfigured) -> None:
         self._next_config = event.config
-        self.faults.pop("config-invalid", None)
+        self._health.forget("config-invalid")
         self.link.forgive()
+        if event.config.microphone != self._config.microphone:
+            self._take_microphone(event.config.microphone)
         if self.state is TurnState.IDLE:
             self._take_config()
+
+    def _take_microphone(self, settings: configs.Microphone) -> None:
+        """At once: it is another device already, or hears us where it did not."""
+        self._config = msgspec.structs.replace(self._config, microphone=settings)
+        self._microphone = Microphone(self._config)
+        self._health.use(settings)
 
     def _take_config(self) -> None:
         """Between conversations: in the middle of one, its words would be judged by two rules."""
@@ -768,7 +867,7 @@ class Conversation:
         before, self._config, self._next_config = self._config, self._next_config, None
         self._up.config = self._config
         if (before.gate, before.turn) != (self._config.gate, self._config.turn):
-            self._microphone = self._new_microphone()
+            self._microphone = Microphone(self._config)
         if (before.realtime, before.turn) != (self._config.realtime, self._config.turn):
             self._close_link()
 
@@ -787,14 +886,16 @@ class Conversation:
     def _time_ceiling(self) -> None:
         waiting = self.state is TurnState.LISTENING and self.link.state is LinkState.UP
         if not waiting and self.state is not TurnState.SPEAKING:
-            self._refuse("what was said could not be answered")
+            self._refuse("what was said could not be answered", "network")
+        elif waiting and self._turn.by_press:
+            self._chime("nothing-said")
         self._cause(Cause.TIMEOUT)
 
     def _time_stale(self) -> None:
         """Said, and for `STALE_S` no server to send it to."""
         if self._turn.ended or self._turn.appended:
             return
-        self._refuse("the link came back too late for what you said")
+        self._refuse("the link came back too late for what you said", "network")
         self._cause(Cause.TIMEOUT)
 
     def _time_hang_up(self) -> None:
@@ -809,6 +910,16 @@ class Conversation:
         self._turn.forced = True
         if self.state is TurnState.HEARING:
             self._cause(Cause.END)
+
+    def _time_undecided(self) -> None:
+        """The server should have known long ago whether that was all."""
+        if self.state is not TurnState.HEARING:
+            return
+        if not self._turn.server_heard:
+            self._cause(Cause.UNHEARD)
+            return
+        self._turn.forced = True
+        self._cause(Cause.END)
 
     def _time_gateless(self) -> None:
         """Without a gate all is streamed; if the server hears no word in it, that's that."""
@@ -839,7 +950,7 @@ class Conversation:
         pattern = lights.pattern(
             self.state,
             self.link.state,
-            faulty=bool(self.faults),
+            faulty=bool(self._health.faults),
             muted=self.muted,
             refused=self._now < self._refused_until,
         )
@@ -875,7 +986,7 @@ class Conversation:
             self._outbox.add(Status(status))
 
     def _all_faults(self) -> dict[str, str]:
-        faults = dict(self.faults)
+        faults = dict(self._health.faults)
         if self.link.fault:
             faults[self.link.fault.name] = self._key_detail or self.link.fault.remedy
         return faults
@@ -883,10 +994,6 @@ class Conversation:
     @property
     def _preroll_s(self) -> float:
         return self._config.turn.preroll_ms / 1000
-
-    def _new_microphone(self) -> Microphone:
-        config = self._config
-        return Microphone(hangover_ms=config.turn.silence_ms, gated=config.gate.enabled)
 
 
 _HAVE_SOCKET = (LinkState.DIALLING, LinkState.UP)
@@ -897,6 +1004,7 @@ _HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
     ButtonEdge: _C._on_button,
     Command: _C._on_command,
     MicrophoneBlock: _C._on_block,
+    ChannelLevels: lambda c, e: c._health.hear(e),
     LinkOpened: _C._on_opened,
     LinkClosed: _C._on_closed,
     LinkFrame: _C._on_frame,
@@ -938,8 +1046,9 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
     "ceiling": _C._time_ceiling,
     "hang_up": _C._time_hang_up,
     "grace": lambda c: c._up.pad(),
-    "tail": lambda c: c._up.end_collecting(),
+    "tail": lambda c: c._end_collecting(),
     "unheard": _C._time_unheard,
+    "undecided": _C._time_undecided,
     "gateless": _C._time_gateless,
     "stale": _C._time_stale,
     "doomed": lambda c: c._down.responses.give_up(),
@@ -966,6 +1075,7 @@ _ACTIONS: dict[Action, Callable[[Conversation], None]] = {
     Action.PLAY: _C._play,
     Action.CUT: _C._cut_and_listen,
     Action.CUT_AND_OPEN: _C._cut_and_open,
+    Action.CUT_AND_HEAR: _C._cut_and_hear,
     Action.FOLLOW_UP: _C._follow_up,
     Action.REPLAY: _C._replay,
     Action.LEAVE: _C._leave,

@@ -25,35 +25,67 @@ class Fault:
     status: str
     remedy: str
     retry: Retry = Retry.SOON
+    sound: str = "device"
+    """Its earcon: a row of `core.earcons`."""
+    deaf: bool = False
+    """No turn can be taken while it lasts."""
+
+
+_SOON, _SLOWLY, _NEVER = Retry.SOON, Retry.SLOWLY, Retry.NEVER
+
+
+def _deaf(name: str, status: str, remedy: str) -> Fault:
+    return Fault(name, status, remedy, deaf=True)
+
+
+def _link(name: str, status: str, remedy: str, retry: Retry, sound: str) -> Fault:
+    return Fault(name, status, remedy, retry, sound)
 
 
 _ROWS = (
-    Fault("microphone-lost", "microphone is missing", "plug it in, or set microphone.device"),
-    Fault("microphone-wrong", "microphone can't do what is configured", "see [microphone]"),
-    Fault("speaker-lost", "speaker is missing", "plug it in, or set speaker.device"),
-    Fault("speaker-wrong", "speaker can't do what is configured", "see [speaker]"),
+    _deaf("microphone-lost", "microphone is missing", "plug it in, or set microphone.device"),
+    _deaf("microphone-wrong", "microphone can't do what is configured", "see [microphone]"),
+    _deaf("microphone-dead", "microphone delivers no sound", "see microphone.use; is it off?"),
+    Fault("microphone-channel", "another channel hears better", "run voicectl calibrate"),
+    Fault("microphone-clipped", "microphone is overdriven", "lower its gain in alsamixer"),
+    _deaf("speaker-lost", "speaker is missing", "plug it in, or set speaker.device"),
+    _deaf("speaker-wrong", "speaker can't do what is configured", "see [speaker]"),
     Fault("button-lost", "button's pin can't be used", "see button.pin; is another program on it?"),
-    Fault("lights-lost", "lights failed, so nothing is sent", "see [lights]"),
+    _deaf("lights-lost", "lights failed, so nothing is sent", "see [lights]"),
     Fault("mute-not-kept", "mute is not kept over a restart", "is the disk full or read-only?"),
     Fault("state-unreadable", "state can't be read, so it started muted", "unmute once"),
     Fault("config-invalid", "new configuration is invalid, the old one goes on", "see the journal"),
-    Fault("key-missing", "no API key", "see the journal", Retry.NEVER),
-    Fault("key-refused", "the server refuses the API key", "give a valid key", Retry.NEVER),
-    Fault("model-refused", "the server refuses the model", "set realtime.model", Retry.NEVER),
-    Fault(
-        "protocol-refused", "the server speaks another protocol", "set realtime.url", Retry.NEVER
+    _link("key-missing", "no API key", "see the journal", _NEVER, "account"),
+    _link("key-refused", "the server refuses the API key", "give a valid key", _NEVER, "account"),
+    _link("model-refused", "the server refuses the model", "set realtime.model", _NEVER, "account"),
+    _link(
+        "protocol-refused",
+        "the server speaks another protocol",
+        "set realtime.url",
+        _NEVER,
+        "server",
     ),
-    Fault("quota", "no credit left", "top the account up", Retry.SLOWLY),
-    Fault(
-        "tls-untrusted", "the server's certificate is not trusted", "see realtime.ca_file; clock?"
+    _link("quota", "no credit left", "top the account up", _SLOWLY, "account"),
+    _link(
+        "tls-untrusted",
+        "the server's certificate is not trusted",
+        "see realtime.ca_file; clock?",
+        _SOON,
+        "network",
     ),
-    Fault("no-dns", "the server's name is not found", "is the network up?"),
-    Fault("no-route", "the server can't be reached", "is the network up?"),
-    Fault("timeout", "the server does not answer", "is the network up?"),
-    Fault("stalled", "the link took no more data", "is the network slow?"),
-    Fault("server-error", "the server failed", "none: it is tried again"),
-    Fault("link-lost", "the link was lost", "none: it is dialled again"),
-    Fault("session-expired", "the session reached its longest age", "none: it is dialled again"),
+    _link("no-dns", "the server's name is not found", "is the network up?", _SOON, "network"),
+    _link("no-route", "the server can't be reached", "is the network up?", _SOON, "network"),
+    _link("timeout", "the server does not answer", "is the network up?", _SOON, "network"),
+    _link("stalled", "the link took no more data", "is the network slow?", _SOON, "network"),
+    _link("server-error", "the server failed", "none: it is tried again", _SOON, "server"),
+    _link("link-lost", "the link was lost", "none: it is dialled again", _SOON, "network"),
+    _link(
+        "session-expired",
+        "the session reached its longest age",
+        "none: it is dialled again",
+        _SOON,
+        "network",
+    ),
 )
 
 FAULTS = {row.name: row for row in _ROWS}

@@ -298,14 +298,24 @@ class Encoder:
         return self._encode("conversation.item.delete", "del", item_id=item_id)
 
 
-def turn_detection(config: Config, *, server_ends: bool) -> dict[str, Any] | None:
-    """The `turn_detection` of a turn: the server's VAD, or None where we commit.
+def turn_detection(
+    config: Config, *, server_ends: bool, reduced: bool = False
+) -> dict[str, Any] | None:
+    """The `turn_detection` of a turn: the server's VAD, or None where we commit. `reduced`: the
+    server has rejected more than the plain VAD.
 
     Creating the response is left to the server, which is quicker at it. Interrupting is not: the
     sound must stop here and now, and what stops it also cancels the rest.
     """
     if not server_ends:
         return None
+    if config.turn.end == "semantic_vad" and not reduced:
+        return {
+            "type": "semantic_vad",
+            "eagerness": "auto",
+            "create_response": True,
+            "interrupt_response": False,
+        }
     return {
         "type": "server_vad",
         "threshold": 0.5,

@@ -33,10 +33,12 @@ class Cause(Enum):
     HANG_UP = "hang up"
     MUTE = "mute"
     SPEECH = "speech"
+    SPEECH_OVER = "speech over the answer"
     PAUSE = "pause"
     END = "end of speech"
     FULL = "longest turn"
     UNHEARD = "server heard nothing"
+    NOTHING = "nothing said"
     DRAINED = "played out"
     TIMEOUT = "timeout"
     LINK_LOST = "link lost"
@@ -71,6 +73,7 @@ class Action(Enum):
     PLAY = "play"
     CUT = "flush, truncate, cancel"
     CUT_AND_OPEN = "flush, truncate, cancel, open a turn"
+    CUT_AND_HEAR = "flush, truncate, cancel, send from before the onset"
     FOLLOW_UP = "listen on"
     REPLAY = "keep what was said for the next session"
     LEAVE = "end the conversation"
@@ -139,6 +142,7 @@ TABLE: dict[TurnState, dict[Cause, tuple[TurnState, Action]]] = {
         _C.NO_ANSWER: (_S.LISTENING, _A.FOLLOW_UP),
         _C.FAILED: (_S.LISTENING, _A.FOLLOW_UP),
         _C.UNHEARD: (_S.LISTENING, _A.RETRY_TURN),
+        _C.NOTHING: (_S.IDLE, _A.ABANDON),  # a finger held, and not a word
         _C.INTERRUPT: (_S.LISTENING, _A.CUT),
         _C.HANG_UP: (_S.IDLE, _A.CLOSE),
         _C.MUTE: (_S.THINKING, _A.STAY),
@@ -154,6 +158,7 @@ TABLE: dict[TurnState, dict[Cause, tuple[TurnState, Action]]] = {
         _C.HOLD: (_S.SPEAKING, _A.STAY),
         _C.RELEASE: (_S.SPEAKING, _A.STAY),
         _C.ANSWER: (_S.SPEAKING, _A.STAY),
+        _C.SPEECH_OVER: (_S.HEARING, _A.CUT_AND_HEAR),
         _C.DRAINED: (_S.LISTENING, _A.FOLLOW_UP),
         _C.INTERRUPT: (_S.LISTENING, _A.CUT),
         _C.HANG_UP: (_S.IDLE, _A.CLOSE),

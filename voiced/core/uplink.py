@@ -51,6 +51,10 @@ class Turn:
     collecting: bool = False
     collected_until: float = float("-inf")
     released_at: float | None = None
+    faint: bool = False
+    """Somebody may have said something; else a held turn is not worth its price."""
+    by_voice: bool = False
+    """It began by speaking over an answer."""
     cleared: bool = False
     """The server's buffer, before our first append."""
     appended: bool = False
@@ -146,6 +150,21 @@ class Uplink:
         ours = turn.held or turn.replay or turn.forced or turn.unconfirmed
         return bool(ours) or self.config.turn.end == "local"
 
+    def ended_by_server(self) -> bool:
+        """The server says that it has ended the turn: whether that counts. It may be late on a slow
+        line, and we about to end it ourselves: then it need not be forced any more."""
+        turn = self.turn
+        if not turn.ended:
+            turn.forced = turn.unconfirmed = False
+        return not self.by_hand
+
+    @property
+    def by_meaning(self) -> bool:
+        """True if the server ends this turn by what it understands. It has to hear all of it, the
+        silence in the room, too."""
+        wanted = self.config.turn.end == "semantic_vad" and not self.session.reduced
+        return wanted and not self.by_hand
+
     def confirm_mode(self, *, decided: bool) -> None:
         """Make the server's turn_detection the one this turn needs; `decided`: it is known."""
         session = self.session
@@ -154,8 +173,10 @@ class Uplink:
         settled = not decided or self.turn.unconfirmed or self._mode_is_right
         if session.configured and settled:
             return
-        server_ends = not self.by_hand if decided else self.config.turn.end == "server_vad"
-        detection = realtime.turn_detection(self.config, server_ends=server_ends)
+        server_ends = not self.by_hand if decided else self.config.turn.end != "local"
+        detection = realtime.turn_detection(
+            self.config, server_ends=server_ends, reduced=session.reduced
+        )
         if session.configured:
             update = realtime.mode_update(detection)
             self._timers.set("mode", self._outbox.now + CONFIRM_S)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, Protocol
 
 import alsaaudio
 import numpy as np
 
 from voiced.config import Microphone
 from voiced.edge import pcm as pcms
-from voiced.edge.resample import decode, for_microphone, to_mono
-from voiced.events import BLOCK_FRAMES, WIRE_RATE, DeviceBack, DeviceFault, MicrophoneBlock, Samples
+from voiced.edge.resample import Frames, decode, for_microphone, to_mono
+from voiced.events import (
+    BLOCK_FRAMES,
+    WIRE_RATE,
+    ChannelLevel,
+    ChannelLevels,
+    DeviceBack,
+    DeviceFault,
+    MicrophoneBlock,
+    Samples,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +44,56 @@ HANDOFF_BLOCKS = 150
 """3 s of blocks between thread and event loop. A loop that stalls longer loses the oldest, which
 is counted."""
 
+SILENCE_DBFS: Final = -120.0
+"""What digital silence is said to be, instead of minus infinity; the gate says the same."""
+
+_BYTES: Final = {"S16_LE": 2, "S24_LE": 4, "S24_3LE": 3, "S32_LE": 4}  # of a sample
+# A sample within a step of 16 bits of full scale is clipped: an ADC of 16 or 24 bits in a wider
+# format clips below the format's own limit, and some clip at minus 32,767.
+_TOP: Final = 32_767
+
+
+class Played(Protocol):
+    """What our own speaker emitted."""
+
+    def take(self, frames: int, at: float) -> Samples | None:
+        """So many samples at `WIRE_RATE`, the last of them emitted at `at`; None if silent."""
+        ...
+
+
+class Canceller(Protocol):
+    """Takes our own sound out of what the microphone hears, a block of `BLOCK_FRAMES` at a time."""
+
+    @property
+    def delay_ms(self) -> float:
+        """How much later than it came a sample leaves `process`."""
+        ...
+
+    def process(self, samples: Samples, played: Samples | None) -> Samples:
+        """As many samples; `played` as in `MicrophoneBlock`."""
+        ...
+
 
 class Capture:
     """Reads the microphone for ever; a lost card is opened again when it is back.
 
     `wake` is called from the thread when blocks wait; the loop then takes them with `take`.
     `post` is called from the thread with events. Muted, samples become zeros here, in the thread
-    that reads them: nothing behind it can leak what it never had.
+    that reads them: nothing behind it can leak what it never had. About once a second, but not of
+    a second in which it was muted, the levels of all channels are posted.
     """
 
     def __init__(
         self,
         settings: Microphone,
         wake: Callable[[], None],
-        post: Callable[[DeviceBack | DeviceFault], None],
+        post: Callable[[DeviceBack | DeviceFault | ChannelLevels], None],
         *,
         muted: bool,
+        played: Played | None = None,
+        canceller: Canceller | None = None,
         clock: Callable[[], float] = time.monotonic,
-        open_pcm: Callable[[str, int, int], Any] = pcms.open_capture,
+        open_pcm: Callable[[str, int, int, str], Any] = pcms.open_capture,
     ) -> None:
         self.xruns = 0
         self.dropped_blocks = 0
@@ -60,6 +102,7 @@ class Capture:
         self.stepped_at = clock()
         self._settings = settings
         self._wake, self._post, self._clock, self._open_pcm = wake, post, clock, open_pcm
+        self._played, self._canceller = played, canceller
         self._muted = threading.Event()
         if muted:
             self._muted.set()
@@ -69,6 +112,7 @@ class Capture:
         self._fault: str | None = None
         self._resampler = for_microphone(settings.rate)
         self._partial = np.empty(0, np.int16)
+        self._meter = _Meter(settings)
 
     def set_muted(self, muted: bool) -> None:
         """From now on zeros, or sound again. What waits for the loop is wiped."""
@@ -100,24 +144,23 @@ class Capture:
             self._thread.join(0.5)  # a read returns within a period of 20 ms
 
     def _run(self) -> None:
+        wanted = self._settings
         while not self._stopping.is_set():
             self.stepped_at = self._clock()
             try:
-                pcm = self._open_pcm(
-                    self._settings.device, self._settings.rate, self._settings.channels
-                )
+                pcm = self._open_pcm(wanted.device, wanted.rate, wanted.channels, wanted.format)
             except pcms.DeviceError as exc:
                 self._report(exc.fault, str(exc))
             else:
                 self._fault = None
-                self._post(DeviceBack("microphone", self._clock(), self._settings.device))
+                self._post(DeviceBack("microphone", self._clock(), wanted.device))
                 try:
                     self._read(pcm)
                 except alsaaudio.ALSAAudioError as exc:
-                    self._report("microphone-lost", f"{self._settings.device}: {exc}")
+                    self._report("microphone-lost", f"{wanted.device}: {exc}")
                 except Exception as exc:  # a thread that dies alone is the deaf device
                     log.exception("reading the microphone")
-                    self._report("microphone-lost", f"{self._settings.device}: {exc!r}")
+                    self._report("microphone-lost", f"{wanted.device}: {exc!r}")
                 finally:
                     pcms.close(pcm)
             self._stopping.wait(REOPEN_S)
@@ -129,6 +172,7 @@ class Capture:
 
     def _read(self, pcm: Any) -> None:
         self._resampler.clear()
+        self._meter.clear()
         self._partial = np.empty(0, np.int16)
         reads: list[bytes] = []
         while not self._stopping.is_set():
@@ -138,19 +182,27 @@ class Capture:
             if frames < 0:
                 self.xruns += 1
                 continue
-            reads.append(bytes(len(data)) if self._muted.is_set() else data)
+            if self._muted.is_set():
+                data = bytes(len(data))
+                self._meter.clear()
+            else:
+                self._meter.add(data)
+            reads.append(data)
             if self.urgent or len(reads) >= LEISURELY_BLOCKS:
                 self.accept(b"".join(reads), at, leisurely=len(reads) > 1)
                 reads.clear()
+                if self._meter.is_full:
+                    self._post(self._meter.read(at))
 
     def accept(self, data: bytes, at: float, *, leisurely: bool = False) -> None:
-        """Turn what was read, interleaved S16_LE, its last frame at `at`, into blocks and hand
-        them over."""
+        """Turn what was read, frames in the format of the settings, the last at `at`, into blocks
+        and hand them over."""
         muted = self._muted.is_set()
         if muted:
             data = bytes(len(data))
-        frames = decode(data, self._settings.channels, "s16")
-        samples = self._resampler.push(to_mono(frames, self._settings.use))
+        wanted = self._settings
+        frames = decode(data, wanted.channels, wanted.format)
+        samples = self._resampler.push(to_mono(frames, wanted.channels_used, wanted.gain_db))
         if len(self._partial):
             samples = np.concatenate((self._partial, samples))
         whole = len(samples) // BLOCK_FRAMES * BLOCK_FRAMES
@@ -164,6 +216,70 @@ class Capture:
             self._wake()
 
     def _hand_over(self, samples: Samples, at: float, muted: bool) -> None:
+        played = self._played.take(BLOCK_FRAMES, at) if self._played else None
+        if played is not None:
+            self._meter.own_sound = True
+        if self._canceller:
+            # Muted, zeros push out what it holds from before; there is no echo in them to learn.
+            samples = self._canceller.process(samples, None if muted else played)
+            at -= self._canceller.delay_ms / 1000
+        if muted:  # what the filters still held, too
+            samples = np.zeros_like(samples)
         if len(self._blocks) == HANDOFF_BLOCKS:
             self.dropped_blocks += 1
-        self._blocks.append(MicrophoneBlock(samples, at, muted))
+        self._blocks.append(MicrophoneBlock(samples, at, muted, played))
+
+
+class _Meter:
+    """The levels of all channels, from the bytes of a second.
+
+    Kept until the second is over and worked on in one go, 0.1 ms for 48 kHz mono: numpy's calls
+    would cost more than the work, 50 times a second. Whoever fills it empties it when it is full.
+    """
+
+    def __init__(self, settings: Microphone) -> None:
+        self._channels, self._format = settings.channels, settings.format
+        # A period less, or at 11,025 Hz a batch of 50 reads would fall just short.
+        frames = settings.rate - settings.rate * pcms.PERIOD_MS // 1000
+        self._enough_bytes = frames * settings.channels * _BYTES[settings.format]
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin the second anew."""
+        self._reads: list[bytes] = []
+        self._bytes = 0
+        self.own_sound = False
+
+    def add(self, data: bytes) -> None:
+        """Take what was read."""
+        self._reads.append(data)
+        self._bytes += len(data)
+
+    @property
+    def is_full(self) -> bool:
+        return self._bytes >= self._enough_bytes
+
+    def read(self, at: float) -> ChannelLevels:
+        """The levels, and begin anew."""
+        frames = decode(b"".join(self._reads), self._channels, self._format)
+        levels = ChannelLevels(tuple(_level(channel) for channel in frames.T), self.own_sound, at)
+        self.clear()
+        return levels
+
+
+def _level(channel: Frames) -> ChannelLevel:
+    """Of int16 or full-scale int32 of shape (n,). A constant offset is no sound and not counted."""
+    scale = 1 if channel.dtype == np.int16 else 2**16
+    low, high = int(channel.min()), int(channel.max())
+    clipped = 0
+    if high >= _TOP * scale or low <= -_TOP * scale:
+        clipped = int(np.count_nonzero((channel >= _TOP * scale) | (channel <= -_TOP * scale)))
+    full_scale = 32_768 * scale
+    rms = float(channel.std(dtype=np.float64))
+    peak = max(high, -low)
+    return ChannelLevel(_dbfs(rms / full_scale), _dbfs(peak / full_scale), clipped, low == high)
+
+
+def _dbfs(amplitude: float) -> float:
+    """Of an amplitude, 1 = full scale."""
+    return max(SILENCE_DBFS, 20 * math.log10(amplitude)) if amplitude > 0 else SILENCE_DBFS

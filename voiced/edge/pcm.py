@@ -1,8 +1,8 @@
 """Opening ALSA devices and refusing what they can't do.
 
 pyalsaaudio takes the nearest that a card offers and says nothing: who wanted six channels at
-16 kHz may sit there with two at 48. So what was granted is looked at, and other than asked is a
-fault with the setting that fits.
+16 kHz may sit there with two at 48, who wanted 16 bits with 32. So what was granted is looked at,
+and other than asked is a fault with the setting that fits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ CAPTURE_PERIODS = 50
 costs no delay. With 200 ms a machine 25 times slower than a desktop lost some at every start, and
 whenever it was busy."""
 
+FORMATS = {
+    "S16_LE": alsaaudio.PCM_FORMAT_S16_LE,
+    "S24_LE": alsaaudio.PCM_FORMAT_S24_LE,
+    "S24_3LE": alsaaudio.PCM_FORMAT_S24_3LE,
+    "S32_LE": alsaaudio.PCM_FORMAT_S32_LE,
+}
+"""What a microphone's samples may look like, by ALSA's name."""
+
 
 # ALSA's library prints a line or more to stderr at every try to open what is not there, twice a
 # second for as long as it is away. The error it returns says the same.
@@ -46,9 +54,13 @@ class DeviceError(OSError):
         self.fault = fault
 
 
-def open_capture(device: str, rate: int, channels: int) -> Any:
-    """A blocking S16_LE capture PCM with periods of `PERIOD_MS`. Raises DeviceError."""
-    return _open(alsaaudio.PCM_CAPTURE, alsaaudio.PCM_NORMAL, device, rate, channels)
+def open_capture(device: str, rate: int, channels: int, sample_format: str = "S16_LE") -> Any:
+    """A blocking capture PCM with periods of `PERIOD_MS`; the format is one of `FORMATS`.
+
+    Raises DeviceError if the card does not grant exactly this.
+    """
+    kind, mode = alsaaudio.PCM_CAPTURE, alsaaudio.PCM_NORMAL
+    return _open(kind, mode, device, rate, channels, sample_format)
 
 
 def open_playback(device: str, rate: int) -> tuple[Any, int]:
@@ -57,11 +69,13 @@ def open_playback(device: str, rate: int) -> tuple[Any, int]:
 
     Mono is asked for; a card that only does stereo gives that.
     """
-    pcm = _open(alsaaudio.PCM_PLAYBACK, alsaaudio.PCM_NONBLOCK, device, rate, None)
+    pcm = _open(alsaaudio.PCM_PLAYBACK, alsaaudio.PCM_NONBLOCK, device, rate, None, "S16_LE")
     return pcm, int(pcm.info()["channels"])
 
 
-def _open(kind: int, mode: int, device: str, rate: int, channels: int | None) -> Any:
+def _open(
+    kind: int, mode: int, device: str, rate: int, channels: int | None, sample_format: str
+) -> Any:
     name = "microphone" if kind == alsaaudio.PCM_CAPTURE else "speaker"
     capture = kind == alsaaudio.PCM_CAPTURE
     periods = CAPTURE_PERIODS if capture else PLAYBACK_PERIODS
@@ -73,20 +87,22 @@ def _open(kind: int, mode: int, device: str, rate: int, channels: int | None) ->
             device=device,
             rate=rate,
             channels=channels or 1,
-            format=alsaaudio.PCM_FORMAT_S16_LE,
+            format=FORMATS[sample_format],
             periodsize=rate * period_ms // 1000,
             periods=periods,
         )
     except (alsaaudio.ALSAAudioError, ValueError, TypeError) as exc:
         raise DeviceError(f"{name}-lost", _explain(name, device, str(exc))) from exc
-    problem = _refusal(name, pcm.info(), rate, channels)
+    problem = _refusal(name, pcm.info(), rate, channels, sample_format)
     if problem:
         close(pcm)
         raise DeviceError(f"{name}-wrong", f"{device}: {problem}")
     return pcm
 
 
-def _refusal(name: str, granted: dict[str, Any], rate: int, channels: int | None) -> str | None:
+def _refusal(
+    name: str, granted: dict[str, Any], rate: int, channels: int | None, sample_format: str
+) -> str | None:
     """What the card gave instead of what was asked, with the setting that fits; or None."""
     if granted["rate"] != rate:
         return (
@@ -98,8 +114,11 @@ def _refusal(name: str, granted: dict[str, Any], rate: int, channels: int | None
         return f"has {has} channel(s), not {channels}. Set {name}.channels = {has}"
     if channels is None and has not in (1, 2):
         return f"wants {has} channels. Use plughw: instead of hw:"
-    if granted["format_name"] != "S16_LE":
-        return f"does {granted['format_name']}, not 16 bit. Use plughw: instead of hw:"
+    does = granted["format_name"]
+    if does != sample_format:
+        has_key = name == "microphone" and does in FORMATS
+        use = f'Set {name}.format = "{does}", or use' if has_key else "Use"
+        return f"does {does}, not {sample_format}. {use} plughw: instead of hw:"
     return None
 
 

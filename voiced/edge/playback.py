@@ -6,6 +6,9 @@ in flight, and a flush is exact: what was heard is known to the frame, and nothi
 follow it. (A blocked write would have to be dropped from under the writer, and what part of it was
 heard would be a guess; ALSA's descriptors would serve as well, but PipeWire's plugin leaves them
 readable, and a poll loop spins.)
+
+A flush cuts hard: behind a drop nothing can be written that would follow without a gap. What can
+still be shaped is what the device has not taken yet, and that is what `duck` fades.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import alsaaudio
 import numpy as np
 
 from voiced.edge import pcm as pcms
+from voiced.edge.played import Played
 from voiced.edge.resample import for_speaker
 from voiced.events import (
     WIRE_RATE,
@@ -52,6 +56,14 @@ IDLE_STEP_S = 1.0
 REOPEN_S = 1.0
 """A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
 
+DUCK_GAIN = 0.2
+"""-14 dB: who speaks over it hears that he was noticed, and what is said stays intelligible."""
+
+DUCK_MS = 15
+"""How long the gain takes from one to the other: no click, and over before the next syllable."""
+
+SILENT = np.empty(0, np.int16)
+
 Post = Callable[[DeviceBack | DeviceFault | PlaybackDrained | PlaybackStarted], None]
 
 
@@ -60,7 +72,8 @@ class Playback:
 
     `post` is called from the owner's thread with events. An *epoch* is what lies between two
     flushes; frames are counted from its beginning, at `WIRE_RATE`. The queue is bounded by who
-    fills it: the core ends an answer that is longer than ten minutes.
+    fills it: the core ends an answer that is longer than ten minutes. What the device emits is
+    told to `played`, as it was written: after volume and ducking.
     """
 
     def __init__(
@@ -70,6 +83,7 @@ class Playback:
         volume: int,
         post: Post,
         *,
+        played: Played | None = None,
         clock: Callable[[], float] = time.monotonic,
         open_pcm: Callable[[str, int], tuple[Any, int]] = pcms.open_playback,
     ) -> None:
@@ -77,9 +91,13 @@ class Playback:
         """How often an answer had to wait for the network after it had begun to sound."""
         self.xruns = 0
         """How often the device ran dry while there was something to play."""
+        self.chimes_skipped = 0
+        """How many chimes were not begun, because something sounded or there was no device."""
         self.stepped_at = clock()
         self._device, self._rate = device, rate
-        self._gain = (volume / 100) ** 2  # loudness goes with the logarithm; this is near it
+        self._gain = _gain(volume)
+        self._played = played or Played()
+        self._played.reset(rate)
         self._post, self._clock, self._open_pcm = post, clock, open_pcm
         self._step = rate * STEP_MS // 1000
         self._resampler = for_speaker(rate)
@@ -91,6 +109,8 @@ class Playback:
         self._open_at = clock()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._chime = SILENT  # not yet taken by the device
+        self._chiming = False  # what the device holds is a chime
         self._begin_epoch(0)
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -100,13 +120,14 @@ class Playback:
         self._queued_at: float | None = None  # since when something waits to begin
         self._ending = False  # nothing more comes
         self._tail_taken = False
-        self._ready = np.empty(0, np.int16)  # resampled, not yet taken by the device
+        self._ready = SILENT  # resampled, not yet taken by the device
         self._written = 0  # frames of sound the device took
         self._silence = 0  # frames of silence it took behind them
         self._fed = 0  # frames given to the resampler, at WIRE_RATE
         self._sounding = False
         self._exhausted = False  # the device has all there is
         self._starved = False  # and has played it, while more is to come
+        self._loudness = self._loudness_wanted = 1.0  # of the next sample; DUCK_GAIN when ducked
 
     # --- for any thread ------------------------------------------------------------------
 
@@ -138,10 +159,13 @@ class Playback:
         (0.1-0.3 ms).
         """
         with self._cond:
-            heard = self._heard()
-            if self._pcm and self._sounding:
+            self._chime = SILENT
+            heard = self._heard(0)  # of a device that can't be asked: all it took
+            if self._pcm and (self._sounding or self._chiming):
                 try:
-                    self._pcm.drop()
+                    pending = self._pending()
+                    heard = self._heard(pending)
+                    self._drop(pending)
                 except alsaaudio.ALSAAudioError as exc:
                     self._lose(f"{self._device}: {exc}")
             at = self._clock()
@@ -149,6 +173,29 @@ class Playback:
             self._begin_epoch(epoch)
             self._cond.notify()
         return Flushed(at, heard, cause_at)
+
+    def duck(self, on: bool) -> None:
+        """Play at `DUCK_GAIN` what the device has not taken yet, or as before again; it glides
+        there in `DUCK_MS`. Until the end of the answer; with none it means nothing."""
+        with self._cond:
+            if self._sounding or self._queue:
+                self._loudness_wanted = DUCK_GAIN if on else 1.0
+
+    def chime(self, samples: Samples, volume: int) -> None:
+        """Play int16 samples, shape (n,), at `WIRE_RATE`, now, at a volume of 0 to 100.
+
+        If anything sounds or waits to, or there is no device, it is left out and counted. It is
+        no part of an answer: none waits for it (it is cut), none of its frames count as heard.
+        """
+        resampler = for_speaker(self._rate)
+        sound = np.concatenate((resampler.push(samples), resampler.finish()))
+        with self._cond:
+            occupied = self._sounding or self._queue or self._chiming or len(self._chime)
+            if self._pcm is None or occupied:
+                self.chimes_skipped += 1
+                return
+            self._chime = _scaled(sound, _gain(volume))
+            self._cond.notify()
 
     def start(self) -> None:
         """Start the owner."""
@@ -165,6 +212,7 @@ class Playback:
         if self._pcm and not (self._thread and self._thread.is_alive()):
             pcms.close(self._pcm)
             self._pcm = None
+            self._played.stopped(None, self._clock())
 
     # --- the owner -----------------------------------------------------------------------
 
@@ -200,6 +248,8 @@ class Playback:
     def _lose(self, detail: str) -> None:
         lost, self._pcm = self._pcm, None
         pcms.close(lost)
+        self._played.stopped(None, self._clock())
+        self._chime, self._chiming = SILENT, False
         self._open_at = self._clock() + REOPEN_S
         self._report("speaker-lost", detail)
 
@@ -214,7 +264,10 @@ class Playback:
             if not self._sounding or self._starved:
                 wait_s = self._wait_to_begin()
                 if wait_s is not None:
-                    return wait_s
+                    return min(wait_s, self._feed_chime())
+            if self._chiming:
+                self._drop(self._pending())
+            self._chime = SILENT
             return self._feed()
         except alsaaudio.ALSAAudioError as exc:
             self._lose(f"{self._device}: {exc}")
@@ -235,11 +288,23 @@ class Playback:
             return None
         return max(0.001, PREBUFFER_WAIT_S - waited_s)
 
+    def _feed_chime(self) -> float:
+        """Play the chime, if there is one, and see it out; the seconds until there is more."""
+        if not self._chiming and not len(self._chime):
+            return IDLE_STEP_S
+        pending = self._pending()
+        room = self._free(pending)
+        if len(self._chime) and room > 0:
+            self._chiming = True
+            self._chime = self._chime[self._write(self._chime[:room], pending) :]
+        if len(self._chime):
+            return self._refill_s()
+        return self._see_out() or IDLE_STEP_S
+
     def _feed(self) -> float:
         """Fill the device as far as it has room, or see the answer out."""
-        # Some of the buffer stays free: PulseAudio's plugin takes full for empty.
-        room = self._room() - self._step
-        while room >= self._step:
+        pending = self._pending()
+        while (room := self._free(pending)) >= self._step:
             chunk = self._take(room)
             if not len(chunk):
                 break
@@ -247,18 +312,26 @@ class Playback:
                 self._sounding = True
                 self._post(PlaybackStarted(self._clock()))
             self._starved = self._exhausted = False
-            taken = self._write(chunk)
+            taken = self._write_faded(chunk, pending)
             self._ready = self._ready[taken:]
             self._written += taken
-            room -= taken
+            pending += taken
             if taken < len(chunk):
                 break
         if len(self._ready) or self._queue:
-            return max(0.001, (REFILL_STEPS * self._step - self._room()) / self._rate)
+            return self._refill_s()
         if self._ending:
             self._exhausted = True
-            return self._see_out()
+            return self._end_answer()
         return self._starve()
+
+    def _free(self, pending: int) -> int:
+        """Frames to write beside so many; some stay free: PulseAudio's plugin takes full for
+        empty."""
+        return self._size - pending - self._step
+
+    def _refill_s(self) -> float:
+        return max(0.001, (REFILL_STEPS * self._step - self._room()) / self._rate)
 
     def _take(self, room: int) -> Samples:
         """Up to `room` frames that are ready; more is resampled as needed."""
@@ -273,18 +346,44 @@ class Playback:
         return self._ready[:room]
 
     def _add_ready(self, samples: Samples) -> None:
-        if self._gain != 1.0:
-            samples = np.rint(samples * self._gain).astype(np.int16)
+        samples = _scaled(samples, self._gain)
         self._ready = np.concatenate((self._ready, samples)) if len(self._ready) else samples
 
-    def _write(self, mono: Samples) -> int:
-        """Frames the device took. It returns -EPIPE once after an underrun, and takes nothing."""
+    def _write_faded(self, mono: Samples, pending: int) -> int:
+        """`_write`, on the way to the loudness that is wanted or there."""
+        now, wanted = self._loudness, self._loudness_wanted
+        if now == wanted == 1.0:
+            return self._write(mono, pending)
+        slope = (1 - DUCK_GAIN) * 1000 / (DUCK_MS * self._rate)
+        steps = slope * np.arange(1, len(mono) + 1)
+        gains = np.maximum(now - steps, wanted) if wanted < now else np.minimum(now + steps, wanted)
+        taken = self._write(np.rint(mono * gains).astype(np.int16), pending)
+        if taken:
+            self._loudness = float(gains[taken - 1])
+        return taken
+
+    def _write(self, mono: Samples, pending: int) -> int:
+        """Frames the device took behind the `pending` that it holds.
+
+        It returns -EPIPE once after an underrun, and takes nothing.
+        """
+        at = self._clock()
         frames = mono if self._channels == 1 else np.repeat(mono, self._channels)
         data = frames.astype("<i2", copy=False).tobytes()
-        taken = self._pcm.write(data)
+        taken = int(self._pcm.write(data))
         if taken < 0:
-            taken = self._pcm.write(data)
-        return max(0, int(taken))
+            pending, taken = 0, int(self._pcm.write(data))
+        if taken <= 0:
+            return 0
+        self._played.wrote(mono[:taken], pending, at)
+        return taken
+
+    def _drop(self, pending: int) -> None:
+        """Silence: the device forgets the `pending` frames that it holds."""
+        self._pcm.drop()
+        self._played.stopped(pending, self._clock())
+        self._chiming = False
+        self._silence = 0
 
     def _room(self) -> int:
         """Frames the device would take now: all it has before the first and after an underrun.
@@ -292,7 +391,7 @@ class Playback:
         (After a drop, until a write prepares the device anew, `avail` tells anything: after 16
         answers on PulseAudio's plugin it told "none", and the 17th was never heard.)
         """
-        if not self._sounding:
+        if not self._sounding and not self._chiming:
             return self._size
         avail = int(self._pcm.avail())
         if avail >= 0 and self._pcm.state() != alsaaudio.PCM_STATE_XRUN:
@@ -305,15 +404,11 @@ class Playback:
         """Frames the device holds and has not played yet."""
         return self._size - self._room()
 
-    def _heard(self) -> int:
-        """Frames heard since the epoch began, at `WIRE_RATE`."""
-        if not self._sounding or self._pcm is None:
+    def _heard(self, pending: int) -> int:
+        """Frames heard since the epoch began, at `WIRE_RATE`, while the device holds so many."""
+        if not self._sounding:
             return 0
-        try:
-            played = self._written + self._silence - self._pending()
-        except alsaaudio.ALSAAudioError:
-            played = self._written
-        played = min(max(played, 0), self._written)
+        played = min(max(self._written + self._silence - pending, 0), self._written)
         return min(played * WIRE_RATE // self._rate, self._fed)
 
     def _note_dry(self) -> None:
@@ -332,17 +427,36 @@ class Playback:
         self._queued_at = None
         return max(0.001, self._pending() / self._rate)
 
-    def _see_out(self) -> float:
-        """Behind the last sample: silence, so that the device ends on it, then drop."""
-        if self._sounding and self._silence < 2 * self._step:
-            self._silence += self._write(np.zeros(2 * self._step - self._silence, np.int16))
-        pending = self._pending() if self._sounding else 0
-        if pending > self._silence:
-            return max(0.001, (pending - self._silence) / self._rate)
-        if self._sounding:
-            self._pcm.drop()
+    def _end_answer(self) -> float:
+        wait_s = self._see_out() if self._sounding else 0.0
+        if wait_s:
+            return wait_s
         self._resampler.clear()
         epoch = self._epoch
         self._begin_epoch(epoch)
         self._post(PlaybackDrained(self._clock(), epoch))
         return IDLE_STEP_S
+
+    def _see_out(self) -> float:
+        """Behind the last sample: silence, so that the device ends on it, then drop. The seconds
+        until that is due, 0 if it is done."""
+        missing = 2 * self._step - self._silence
+        if missing > 0:
+            self._silence += self._write(np.zeros(missing, np.int16), self._pending())
+        pending = self._pending()
+        if pending > self._silence:
+            return max(0.001, (pending - self._silence) / self._rate)
+        self._drop(pending)
+        return 0.0
+
+
+def _gain(volume: int) -> float:
+    """Of a volume of 0 to 100: loudness goes with the logarithm, and the square is near it."""
+    return (volume / 100) ** 2
+
+
+def _scaled(samples: Samples, gain: float) -> Samples:
+    if gain == 1.0:
+        return samples
+    scaled: Samples = np.rint(samples * gain).astype(np.int16)
+    return scaled

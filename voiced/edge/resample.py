@@ -16,7 +16,9 @@ import soxr
 from numpy.typing import NDArray
 
 Samples = NDArray[np.int16]
-SampleFormat = Literal["s16", "s24", "s32"]
+Frames = NDArray[np.int16] | NDArray[np.int32]
+SampleFormat = Literal["S16_LE", "S24_LE", "S24_3LE", "S32_LE"]
+"""As ALSA names them; S24_LE has its three bytes in four."""
 
 MODEL_RATE_HZ: Final = 24_000
 
@@ -68,39 +70,42 @@ def for_speaker(rate_out: int, rate_in: int = MODEL_RATE_HZ) -> Resampler:
     return _Identity() if up == down else _Soxr(rate_in, rate_out)
 
 
-def to_mono(frames: NDArray[np.int16] | NDArray[np.int32], use: int | Sequence[int]) -> Samples:
-    """Return int16 (n,) from int16 or int32 frames (n, channels): one channel, or a mean.
+def decode(data: bytes, channels: int, sample_format: SampleFormat) -> Frames:
+    """Return the frames (n, channels) in ``data``, interleaved, without loss.
 
-    int32 frames are full scale at 2**31, as S32_LE is. Raises IndexError for a channel that is not
-    there, ValueError for none at all.
+    S16_LE gives int16. The wider formats give int32, left-justified: full scale is 2**31 in all.
+    Raises ValueError if ``data`` is not whole frames.
     """
-    if not isinstance(use, int) and not use:
+    if sample_format == "S16_LE":
+        narrow = np.frombuffer(data, "<i2").astype(np.int16, copy=False)
+        return narrow.reshape(-1, channels)
+    if sample_format == "S24_3LE":
+        packed = np.frombuffer(data, np.uint8).reshape(-1, 3)
+        padded = np.zeros((len(packed), 4), np.uint8)
+        padded[:, 1:] = packed
+        wide = padded.view("<i4")
+    else:
+        wide = np.frombuffer(data, "<i4")
+    wide = wide.astype(np.int32, copy=False).reshape(-1, channels)
+    # ALSA leaves the top byte of S24_LE undefined.
+    return wide << 8 if sample_format == "S24_LE" else wide
+
+
+def to_mono(frames: Frames, channels_used: Sequence[int], gain_db: float = 0.0) -> Samples:
+    """Return int16 (n,) from frames (n, channels): the mean of the channels used, amplified.
+
+    Mean and gain are taken of all the bits there are, and only then rounded to the nearest (halves
+    to even) and saturated: a quiet 24 bit microphone gains bits, not steps. Raises IndexError for a
+    channel that is not there, ValueError for none at all.
+    """
+    if not channels_used:
         raise ValueError("no channel to use; name at least one")
-    chosen = frames[:, use]
-    narrow = _upper_half(chosen) if chosen.dtype == np.int32 else chosen.astype(np.int16)
-    if narrow.ndim == 1:
-        return narrow
-    mean: Samples = np.rint(narrow.mean(axis=1)).astype(np.int16)
-    return mean
-
-
-def decode(data: bytes, channels: int, sample_format: SampleFormat) -> Samples:
-    """Return int16 (n, channels) from interleaved S16_LE, S24_LE (in 4 bytes) or S32_LE.
-
-    Wider samples are rounded. Raises ValueError if ``data`` is not whole frames.
-    """
-    if sample_format == "s16":
-        return np.frombuffer(data, "<i2").astype(np.int16, copy=False).reshape(-1, channels)
-    wide = np.frombuffer(data, "<i4").astype(np.int32, copy=False).reshape(-1, channels)
-    if sample_format == "s24":
-        wide = wide << 8  # ALSA leaves the top byte of S24_LE undefined
-    return _upper_half(wide)
-
-
-def _upper_half(wide: NDArray[Any]) -> Samples:
-    """Round full-scale int32 to int16, saturating at the top."""
-    narrow: Samples = np.minimum((wide >> 15) + 1 >> 1, 32_767).astype(np.int16)
-    return narrow
+    if len(channels_used) == 1 and gain_db == 0 and frames.dtype == np.int16:
+        return frames[:, channels_used[0]].astype(np.int16)
+    # A sum of up to 16 int32 is exact, so the result does not depend on how the input was cut.
+    total = frames.T[list(channels_used)].sum(axis=0, dtype=np.float64)
+    bits = 16 if frames.dtype == np.int32 else 0
+    return _to_int16(total * (10 ** (gain_db / 20) / len(channels_used) / 2**bits))
 
 
 def _to_int16(y: NDArray[Any]) -> Samples:

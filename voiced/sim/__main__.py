@@ -44,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--pace", type=float, default=20, help="times real time; 0: all at once (default 20)")
     add("--late-deltas", type=int, default=0, help="deltas that still come after a cancel")
     add("--vad-dbfs", type=float, default=-40, help="RMS level of speech (default -40)")
+    add("--vad-margin-db", type=float, metavar="DB", help="speech also exceeds the noise by this")
+    add(
+        "--semantic-ms",
+        type=float,
+        default=800,
+        help="silence after which semantic_vad understands that you have finished (default 800; "
+        "inf: never, it waits as long as its eagerness allows)",
+    )
     add(
         "--transcription",
         choices=("before", "with", "after", "failed", "never"),
@@ -56,14 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--http-status", type=int, default=0, help="refuse the upgrade with this status")
     add("--max-session-s", type=float, default=3600, help="session limit (default 3600)")
     add("--dial-delay-s", type=float, default=0, help="wait before the upgrade")
+    add("--reset-dials", type=int, default=0, metavar="N", help="break the first N dials off")
     add(
         "--fault",
         type=_fault,
         action="append",
         default=[],
-        metavar="NAME[:ARG]@SECONDS",
+        metavar="NAME[:ARG]@WHEN",
         help="close:CODE, reset, half-open, slow:BYTES_PER_S, garbage, mute, stall:SECONDS or "
-        "refuse:SECONDS, once, so long after a session began; may repeat",
+        "refuse:SECONDS, once, so many seconds after a session began, or with the first event of "
+        "a type: @input_audio_buffer.commit, when it came (it is not answered any more) or was "
+        "sent; may repeat",
     )
     add("--frames", type=Path, metavar="FILE", help="log every frame to this file")
     add("--tls-cert", type=Path, metavar="PEM", help="serve wss://, with --tls-key")
@@ -88,6 +99,8 @@ def _options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SimOp
         parser.error(str(error))
     if args.items < 1 or args.delta_ms < 1 or args.pace < 0:
         parser.error("--items and --delta-ms are at least 1, --pace at least 0")
+    if not args.semantic_ms >= 0:
+        parser.error("--semantic-ms is at least 0")
     return SimOptions(
         port=args.port,
         answer=answer,
@@ -98,6 +111,8 @@ def _options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SimOp
         pace=args.pace,
         late_deltas=args.late_deltas,
         vad_dbfs=args.vad_dbfs,
+        vad_margin_db=args.vad_margin_db,
+        semantic_ms=args.semantic_ms,
         transcription=args.transcription,
         refuse_params=tuple(args.refuse_param),
         keys=frozenset(args.key) if args.key else None,
@@ -105,6 +120,7 @@ def _options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> SimOp
         http_status=args.http_status,
         max_session_s=args.max_session_s,
         dial_delay_s=args.dial_delay_s,
+        reset_dials=args.reset_dials,
         faults=tuple(args.fault),
         frames=args.frames,
         ssl=_tls(parser, args),

@@ -1,11 +1,12 @@
 """The faults the built-in server can be told to have, and how they are written down.
 
-`NAME[:ARG]@SECONDS`, for example ``close:1001@30``, ``reset@2.5``, ``slow:8000@0``.
+`NAME[:ARG]@WHEN`, for example ``close:1001@30``, ``slow:8000@0``, ``reset@response.create``.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -21,6 +22,7 @@ _KINDS: dict[str, tuple[str | None, bool]] = {
     "stall": ("seconds", False),
     "refuse": ("seconds", False),
 }
+_EVENT = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 
 
 class FaultError(ValueError):
@@ -29,11 +31,16 @@ class FaultError(ValueError):
 
 @dataclass(frozen=True)
 class Fault:
-    """`name` with its argument (0 without one), due `at_s` seconds after a session began."""
+    """`name` with its argument (0 without one), due `at_s` seconds after a session began.
+
+    With `on` it is due when a session has received (not yet answered) or sent an event of that
+    type.
+    """
 
     name: str
     value: float = 0.0
     at_s: float = 0.0
+    on: str | None = None
 
     @property
     def ends_session(self) -> bool:
@@ -41,7 +48,7 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read ``NAME[:ARG][@SECONDS]``; raises FaultError."""
+    """Read ``NAME[:ARG][@SECONDS]`` or ``NAME[:ARG]@EVENT``; raises FaultError."""
     what, _, at = text.partition("@")
     name, _, value = what.partition(":")
     if name not in _KINDS:
@@ -49,8 +56,9 @@ def parse_fault(text: str) -> Fault:
     argument = _KINDS[name][0]
     if bool(value) != bool(argument):
         raise FaultError(f"{text!r}: {name} takes {argument or 'no argument'}")
+    on = at if _EVENT.fullmatch(at) else None
     try:
-        fault = Fault(name, float(value or 0), float(at or 0))
+        fault = Fault(name, float(value or 0), float(at or 0) if on is None else 0.0, on)
     except ValueError as error:
         raise FaultError(f"{text!r}: {error}") from error
     if fault.value < 0 or fault.at_s < 0 or (name in ("close", "slow") and fault.value < 1):

@@ -26,11 +26,11 @@ import numpy as np
 from voiced.sim import client_events as ce
 from voiced.sim.conversation import BYTES_PER_MS, Conversation, Item
 from voiced.sim.response import Output, Pacing, Response, ServerEvent
-from voiced.sim.vad import RATE_HZ, EnergyVad, Samples
+from voiced.sim.vad import RATE_HZ, EnergyVad, NoiseFloor, Samples
 
 MIN_COMMIT_MS = 100
 MAX_APPEND_BYTES = 15 * 1024 * 1024
-SEMANTIC_SILENCE_MS = 1000
+LONGEST_WAIT_MS = {"low": 8000, "medium": 4000, "auto": 4000, "high": 2000}  # by eagerness
 RATE_LIMIT_DELAY_S = 0.04  # seen on the wire: this long after response.done
 TRANSCRIPT_DELAY_S = 0.1
 TOKEN_LIMIT = 15_000_000
@@ -83,6 +83,10 @@ class Script:
     `items`: message items an answer is split over. `call`: function called on each new user turn.
     `late_deltas`: deltas that still come after a cancel. `transcription`: when the user's words
     arrive if transcription is on ("before": ahead of the commit, "after": behind response.done).
+    `vad_dbfs`: the level of speech, for both kinds of turn detection; with `vad_margin_db` it must
+    also exceed the noise received before by so much, else a loud room is one long sentence.
+    `semantic_ms`: silence after which semantic_vad has understood that the sentence is complete;
+    inf: it never does, and waits as long as the eagerness allows.
     `refuse_params`: paths of session.update ("session.reasoning") this server does not know.
     `keep_audio_s`: how much received audio a session keeps; older samples are dropped and counted.
     """
@@ -95,6 +99,8 @@ class Script:
     call: Call | None = None
     late_deltas: int = 0
     vad_dbfs: float = -40.0
+    vad_margin_db: float | None = None
+    semantic_ms: float = 800
     transcription: Literal["before", "with", "after", "failed", "never"] = "with"
     user_text: str = "what the user said"
     refuse_params: tuple[str, ...] = ()
@@ -181,6 +187,8 @@ class RealtimeSession:
         self.buffer = InputBuffer(round(script.keep_audio_s * RATE_HZ))
         self._buffer_start = 0
         self._speech: tuple[str, int] | None = None  # (future item id, first sample) while heard
+        margin_db = script.vad_margin_db
+        self._floor = None if margin_db is None else NoiseFloor(margin_db)
         self.config = self._server_defaults(model, int(unix_s + script.max_session_s))
         self._vad = self._new_vad()
         self._at(now_s + script.max_session_s, self._expire)
@@ -423,8 +431,11 @@ class RealtimeSession:
         detection = self._turn_detection
         if detection is None:
             return None
-        silence_ms = detection.get("silence_duration_ms", SEMANTIC_SILENCE_MS)
-        return EnergyVad(self.script.vad_dbfs, silence_ms, self.buffer.end)
+        if detection["type"] == "semantic_vad":
+            silence_ms = min(self.script.semantic_ms, LONGEST_WAIT_MS[detection["eagerness"]])
+        else:
+            silence_ms = detection["silence_duration_ms"]
+        return EnergyVad(self.script.vad_dbfs, round(silence_ms), self.buffer.end, self._floor)
 
     # --- the input audio buffer -----------------------------------------------------------
 

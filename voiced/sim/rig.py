@@ -390,7 +390,7 @@ def _interpolate(x: float, xs: list[Any], ys: list[Any], slope: float) -> float:
     return float(ys[after - 1] + share * (ys[after] - ys[after - 1]))
 
 
-class _Stream:
+class Stream:
     """A thread that keeps one PCM open: it opens it again whenever the server goes and comes."""
 
     def __init__(self, rig: Rig, name: str) -> None:
@@ -459,7 +459,7 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _opened(kind: int, device: str, form: Format, period: int, periods: int) -> Iterator[Any]:
+def opened(kind: int, device: str, form: Format, period: int, periods: int) -> Iterator[Any]:
     """A PCM of exactly this format; ALSA changes silently what it can't grant, so compare."""
     pcm = alsaaudio.PCM(
         kind,
@@ -510,7 +510,7 @@ class Utterance:
         return self.ended
 
 
-class Mouth(_Stream):
+class Mouth(Stream):
     """Speaks into the rig's microphone, over a bed of room noise, in real time.
 
     `noise_dbfs` is the bed's RMS over full scale (32768), white, independent in each channel and
@@ -557,14 +557,14 @@ class Mouth(_Stream):
         return bool(self._timeline)
 
     def _flow(self) -> None:
-        with _opened(
+        with opened(
             alsaaudio.PCM_PLAYBACK, Rig.mouth, self.form, self._period, MOUTH_PERIODS
         ) as pcm:
             self._gaps_before += len(self._timeline.gaps)
             self._timeline = Timeline(self.form.rate)
             written = 0
             while not self._stop.is_set():
-                self._note_heard(written - _queued(pcm))
+                self._note_heard(written - queued(pcm))
                 # It starts with the first write, so that one is long. Not the whole buffer: ALSA's
                 # pulse plugin would then take full for empty, and avail() stays wrong for good.
                 frames = self._period if written else self._period * (MOUTH_PERIODS - 1)
@@ -627,7 +627,7 @@ class Mouth(_Stream):
         return max(index, first) if first < index + self._period else None
 
 
-def _queued(pcm: Any) -> int:
+def queued(pcm: Any) -> int:
     """Frames written but not yet taken by the server; all of them while that can't be known."""
     size: int = pcm.info()["buffer_size"]
     available: int = pcm.avail()
@@ -642,7 +642,7 @@ def _add(sound: Any, index: int, samples: Samples, first: int) -> None:
         sound[begin - index : end - index] += samples[begin - first : end - first]
 
 
-class Ear(_Stream):
+class Ear(Stream):
     """Records what left the speaker (or another capture PCM of the rig) from its start.
 
     Kept in memory: one channel, int16, at the sink's own rate, so bit-exact. After EAR_LONGEST_S
@@ -712,7 +712,7 @@ class Ear(_Stream):
     def _flow(self) -> None:
         period = round(EAR_PERIOD_S * self.rate)
         periods = round(EAR_BUFFER_S / EAR_PERIOD_S)
-        with _opened(alsaaudio.PCM_CAPTURE, self.device, self.form, period, periods) as pcm:
+        with opened(alsaaudio.PCM_CAPTURE, self.device, self.form, period, periods) as pcm:
             while not self._stop.is_set():
                 frames, data = pcm.read()
                 waiting = max(0, pcm.avail())
@@ -766,7 +766,7 @@ def calibrate(rig: Rig, ear: Ear, n: int = 10, channels: int = 1) -> Calibration
     period = form.rate // 50
     random = np.random.default_rng(n)
     delays_ms, drops_ms = [], []
-    with _opened(alsaaudio.PCM_PLAYBACK, rig.speaker, form, period, 6) as pcm:
+    with opened(alsaaudio.PCM_PLAYBACK, rig.speaker, form, period, 6) as pcm:
         for _ in range(n):
             time.sleep(random.uniform(0, 0.02))  # or the bursts fall in step with the server
             asked, dropped = _play_and_drop(pcm, period * channels)

@@ -54,8 +54,9 @@ class SimOptions(Script):
     """A Script and what lies around it.
 
     `keys`: accepted API keys; None accepts everyone. `http_status`: refuse the upgrade with this
-    status (0: don't). `dial_delay_s`: wait before the upgrade. `faults` happen by themselves, each
-    once, in the first session that gets old enough.
+    status (0: don't). `dial_delay_s`: wait before the upgrade. `reset_dials`: so many dials are
+    broken off then. `faults` happen by themselves, each once, in the first session that gets old
+    enough or sees its event.
     """
 
     port: int = 0
@@ -63,6 +64,7 @@ class SimOptions(Script):
     has_quota: bool = True
     http_status: int = 0
     dial_delay_s: float = 0.0
+    reset_dials: int = 0
     ssl: ssl.SSLContext | None = None
     frames: Path | None = None
     faults: tuple[Fault, ...] = field(default=())
@@ -134,8 +136,7 @@ class SimSession:
     def reset(self) -> None:
         """Break the TCP connection off with a RST."""
         self._log("link", {"type": "fault", "name": "reset"})
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._connection.transport.abort()
+        _reset(self._connection)
 
     def half_open(self) -> None:
         """Become a peer that has vanished: nothing is sent, read, or even acknowledged."""
@@ -224,6 +225,8 @@ class SimSession:
             event = faults.as_logged(frame)
             self._log("client", event, now_s)
             self.events_received.append(_without_audio(event))
+            if await self._server.have_faults_on(event, self):
+                break
             if self.protocol is not None:
                 self._push(_answers(self.protocol, frame, now_s))
             self._server.changed()
@@ -283,6 +286,7 @@ class SimSession:
                 await self._connection.send(msgspec.json.encode(out), text=True)
             else:
                 await self._connection.send(out)
+            await self._server.have_faults_on(event, self)
             self._server.changed()
 
     def abandon(self) -> None:
@@ -303,7 +307,9 @@ class SimServer:
         self.sessions: deque[SimSession] = deque(maxlen=KEPT_SESSIONS)
         self.dials = 0  # HTTP requests for an upgrade, also refused ones
         self.session_count = 0
-        self._pending_faults = sorted(self.options.faults, key=lambda fault: fault.at_s)
+        timed = (fault for fault in self.options.faults if fault.on is None)
+        self._pending_faults = sorted(timed, key=lambda fault: fault.at_s)
+        self._faults_on = [fault for fault in self.options.faults if fault.on is not None]
         self._frame_log = FrameLog(None)
         self._listener: Server | None = None
         self._port = self.options.port
@@ -392,6 +398,14 @@ class SimServer:
             if fault.ends_session:
                 return
 
+    async def have_faults_on(self, event: dict[str, Any], session: SimSession) -> bool:
+        """Have the faults that wait for such an event; whether they end the session."""
+        due = [fault for fault in self._faults_on if fault.on == event.get("type")]
+        for fault in due:
+            self._faults_on.remove(fault)
+            await self._have(fault, session)
+        return any(fault.ends_session for fault in due)
+
     async def _have(self, fault: Fault, session: SimSession | None) -> None:
         if fault.name == "refuse":
             await self.refuse(fault.value)
@@ -479,9 +493,15 @@ class SimServer:
         self, connection: ServerConnection, request: Request
     ) -> Response | None:
         self.dials += 1
+        number = self.dials
         self.changed()
         if self.options.dial_delay_s:
             await asyncio.sleep(self.options.dial_delay_s)
+        if number <= self.options.reset_dials:
+            self.log(time.monotonic(), 0, "link", {"type": "fault", "name": "reset-dial"})
+            _reset(connection)
+            await connection.wait_closed()
+            return None
         status = self.options.http_status
         if not status and not admission.is_served(request.path):
             status = HTTPStatus.NOT_FOUND
@@ -553,6 +573,13 @@ def _without_audio(event: dict[str, Any]) -> dict[str, Any]:
         return event
     rest = {name: value for name, value in event.items() if name != key}
     return {**rest, "audio_chars": len(event[key])}
+
+
+def _reset(connection: ServerConnection) -> None:
+    """Break the TCP connection off with a RST: what has not been sent is thrown away."""
+    tcp = connection.transport.get_extra_info("socket")
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.transport.abort()
 
 
 def _drop_incoming(tcp: socket.socket) -> None:

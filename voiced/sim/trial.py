@@ -344,7 +344,12 @@ def _parser() -> argparse.ArgumentParser:
         help="press S seconds into each answer, then hang up",
     )
     add("--answer", type=Path, metavar="FILE.wav", help="what is answered (else: a parrot)")
-    add("--end", choices=("server_vad", "local"), default="server_vad", help="who ends a turn")
+    add(
+        "--end",
+        choices=("server_vad", "semantic_vad", "local"),
+        default="server_vad",
+        help="who ends a turn",
+    )
     add("--url", help="ask this Realtime server instead of the built-in one")
     add("--key-file", type=Path, metavar="F", help="file with its key")
     return parser

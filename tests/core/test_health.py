@@ -1,0 +1,87 @@
+"""What is wrong is known once, told once, and forgotten when it is over."""
+
+import logging
+
+import pytest
+
+from voiced.config import Microphone
+from voiced.core.faults import FAULTS
+from voiced.core.health import Health
+from voiced.core.outbox import Outbox
+from voiced.events import ChannelLevel, ChannelLevels, Note
+
+TALKING = ChannelLevel(-30.0, -12.0, 0, False)
+DEAD = ChannelLevel(-120.0, -120.0, 0, True)
+
+
+class Patient:
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.health = Health(Microphone(channels=2, use=0), self.outbox)
+        self._at = 0.0
+
+    def hear(self, *levels: ChannelLevel, seconds: int = 10) -> "Patient":
+        for _ in range(seconds):
+            self._at += 1.0
+            self.health.hear(ChannelLevels(levels, False, self._at))
+        return self
+
+    def told(self) -> list[tuple[str, int]]:
+        return [(e.name, e.level) for e in self.outbox.take() if isinstance(e, Note)]
+
+
+def test_a_fault_is_told_once_and_its_end_once() -> None:
+    patient = Patient()
+    for _ in range(3):
+        patient.health.add("speaker", "speaker-lost", "unplugged")
+    assert patient.told() == [("fault", logging.WARNING)]
+    patient.health.over("speaker")
+    patient.health.over("speaker")
+    assert patient.told() == [("fault-over", logging.INFO)]
+    assert patient.health.faults == {}
+
+
+def test_a_device_has_one_fault_at_a_time_and_leaves_others_theirs() -> None:
+    patient = Patient()
+    patient.health.add("speaker", "speaker-lost", "unplugged")
+    patient.health.add("microphone", "microphone-lost", "unplugged")
+    patient.health.add("microphone", "microphone-wrong", "does 16000 Hz")
+    assert list(patient.health.faults) == ["speaker-lost", "microphone-wrong"]
+
+
+@pytest.mark.parametrize("name", [name for name, row in FAULTS.items() if row.deaf])
+def test_what_makes_deaf_says_why_with_a_sound(name: str) -> None:
+    patient = Patient()
+    patient.health.add(name.partition("-")[0], name, "so it is")
+    why, sound = patient.health.why_deaf() or ("", "")
+    assert "so it is" in why
+    assert sound == "device"
+
+
+def test_what_is_only_a_pity_makes_not_deaf() -> None:
+    patient = Patient()
+    patient.health.add("mute", "mute-not-kept", "read-only file system")
+    assert patient.health.why_deaf() is None
+
+
+def test_a_dead_channel_makes_deaf_until_it_lives() -> None:
+    patient = Patient().hear(DEAD, TALKING)
+    assert patient.health.why_deaf() is not None
+    assert "channel 0" in patient.health.faults["microphone-dead"]
+    patient.hear(TALKING, TALKING)
+    assert patient.health.faults == {}
+    assert [name for name, _ in patient.told()] == ["fault", "fault-over"]
+
+
+def test_another_channel_in_use_is_judged_anew() -> None:
+    patient = Patient().hear(DEAD, TALKING)
+    patient.health.use(Microphone(channels=2, use=1))
+    assert patient.health.faults == {}
+    assert patient.hear(DEAD, TALKING).health.why_deaf() is None
+
+
+def test_a_microphone_that_comes_back_is_judged_anew() -> None:
+    patient = Patient().hear(DEAD, TALKING)
+    patient.health.over("microphone")
+    assert patient.health.faults == {}
+    assert patient.health.channels is None

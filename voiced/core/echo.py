@@ -1,0 +1,251 @@
+"""Whether somebody speaks while our own sound is in the room.
+
+A voice is what stays above a bar for most of 100 ms. The bar lies over the noise of the room, and
+over the echo that is to be expected of what was played in the last quarter of a second: that minus
+what a canceller takes away, or plus the coupling from loudspeaker to microphone, where there is
+none and the coupling was measured.
+
+A canceller may let our sound pass at the beginning of an answer, until it has found the echo anew.
+Until it has proven itself, a voice must stand above what it let pass a moment ago. A first sign
+makes our sound soft (`Duck`), and that puts the question: what leaks goes down with it, a voice
+does not.
+
+Pure: no clock, no device. Time is counted in blocks of 20 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voiced.core.gate import BLOCK_SAMPLES, SILENCE_DBFS
+
+# How far under the loudest of our own sound AEC3 leaves its residual, once it has settled: 20 dB
+# and more in rooms with a gain of 6 dB, 28 in most. Arrays promise 30 to 40 dB under the echo.
+_RESIDUAL_DB: Final = {"cancel": -28.0, "hardware": -20.0}
+_LOUDEST_COUPLING_DB: Final = 8.0  # a microphone in the loudspeaker's box; with a peak on it
+_OVER_LEAK_DB: Final = 8.0  # ducking takes 14 dB from an echo
+_LEAK_BLOCKS: Final = 50
+_DUCKED_DB: Final = 3.0  # our sound has gone down by more since the sign: nothing is learnt of it
+
+# From sound to echo: up to 200 ms on the way, 10 in the canceller, and then the room's decay.
+_ECHO_BLOCKS: Final = 12
+_DECAY_DB: Final = 2.0  # a block: 60 dB in 0.6 s
+_SOUNDING_DBFS: Final = -50.0  # below that, what was played tells nothing about an echo
+
+_QUIET_DBFS: Final = -50.0
+_OVER_FLOOR_DB: Final = 12.0
+_FLOOR_BLOCKS: Final = 100  # 2 s: our own sound pauses within that, and so does a talker
+_FLOOR_SMOOTHING: Final = 0.25
+
+# Where the loudspeaker's position was off by up to 3 ms another way in each answer, AEC3 let our
+# sound pass in every fifth: mostly within 1.2 s of sound, never after 2.4.
+_PROOF_BLOCKS: Final = 125
+_CLEAN_BLOCKS: Final = 25
+
+_SIGN_OF: Final = (2, 3)  # so many of the last so many blocks
+_DOUBTFUL_SIGN_OF: Final = (4, 5)
+_CONFIRMED_OF: Final = (4, 5)
+_SIGN_HOLD_BLOCKS: Final = 25  # longer than ducking takes to be heard: 120 ms of device, and echo
+_ONSET_BLOCKS: Final = 15
+_ONSET_GAP_BLOCKS: Final = 4
+_MEMORY: Final = (1 << _ONSET_BLOCKS + 1) - 1
+
+_COUPLING_BLOCKS: Final = 400
+_MEASURED_BLOCKS: Final = 75
+_COUPLING_PERCENTILE: Final = 95
+_ECHO_PERCENTILE: Final = 90
+_OVER_COUPLING_DB: Final = 6.0
+_REVIEW_BLOCKS: Final = 25
+_LOST_BLOCKS: Final = 10  # of a voice, before it was confirmed
+
+_ROOM_DB: Final = 10.0
+"""Under a talker: where the echo is louder than that, a bar over it would miss too much."""
+_ROOM_AGAIN_DB: Final = 12.0
+_ASSUMED_TALKER_DBFS: Final = -35.0
+"""Somebody 2 m away from a USB microphone at its default volume; on the soft side, so that in doubt
+the device would rather not listen than interrupt itself."""
+_TALKER_BLOCKS: Final = 250
+_TALKER_PERCENTILE: Final = 80
+
+
+class Sign(Enum):
+    NONE = "none"
+    SIGN = "sign"
+    """Somebody may be speaking."""
+    CONFIRMED = "confirmed"
+    """Somebody speaks."""
+
+
+class Interjection:
+    """Hears who speaks over us: `push` each block from our first sound to the end of its echo.
+
+    `mode`: the echo is taken out by our canceller ("cancel") or by the microphone's own
+    ("hardware"), or it is not ("gate").
+    """
+
+    def __init__(self, mode: Literal["cancel", "hardware", "gate"]) -> None:
+        self.onset_blocks = 0
+        """With CONFIRMED: how many blocks before this one the voice began, at most 15."""
+        self.usable = True
+        """False: our own sound is too loud at the microphone to hear anybody over it ("gate")."""
+        self.why = ""
+        """Why it is not usable, with the levels."""
+        self._residual_db = _RESIDUAL_DB.get(mode)
+        self._floor = deque[float](maxlen=_FLOOR_BLOCKS)
+        self._smoothed = _QUIET_DBFS
+        self._couplings = deque[float](maxlen=_COUPLING_BLOCKS)
+        self._echoes = deque[float](maxlen=_COUPLING_BLOCKS)
+        self._unsettled = deque[tuple[float, float]](maxlen=_LOST_BLOCKS)
+        self._coupling_db = _LOUDEST_COUPLING_DB
+        self._talker = deque[float](maxlen=_TALKER_BLOCKS)
+        self._blocks = 0
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"<Interjection {'proven' if self._proven else 'unproven'} usable={self.usable}>"
+
+    def reset(self) -> None:
+        """Our sound begins anew after a silence. What was learnt of the room stays."""
+        self._played = deque([SILENCE_DBFS] * _ECHO_BLOCKS, maxlen=_ECHO_BLOCKS)
+        self._loudest_dbfs = SILENCE_DBFS
+        self._over = 0  # bit n: n blocks ago was over the bar
+        self._signs = 0  # bit n: n blocks ago was over the lower bar
+        self._hold = 0
+        self._leaks = deque[float](maxlen=_LEAK_BLOCKS)
+        self._before_sign_dbfs = SILENCE_DBFS
+        self._begin()
+
+    def _begin(self) -> None:
+        self._proven = self._residual_db is None
+        self._sounding = self._clean = 0
+        self._silent = False
+
+    def talker(self, level_dbfs: float) -> None:
+        """The level of a block of speech that was heard while we were silent."""
+        self._talker.append(level_dbfs)
+
+    def push(self, samples: NDArray[np.int16], played: NDArray[np.int16] | None) -> Sign:
+        """Judge the next 20 ms: int16 of shape (480,) each; `played` None while only its echo is
+        left. Raises ValueError for another shape."""
+        if samples.shape != (BLOCK_SAMPLES,):
+            raise ValueError(f"a block has shape {samples.shape}; it must be ({BLOCK_SAMPLES},)")
+        level_dbfs = _level_dbfs(samples)
+        sounding = self._expect(played)
+        floor_dbfs = self._learn_floor(level_dbfs)
+        low = max(_QUIET_DBFS, floor_dbfs + _OVER_FLOOR_DB, self._loudest_dbfs + self._echo_db)
+        bar = low if self._proven else max(low, self._over_leaks_dbfs(sounding, level_dbfs))
+        self._signs = (self._signs << 1 | (level_dbfs > low)) & _MEMORY
+        self._over = (self._over << 1 | (level_dbfs > bar)) & _MEMORY
+        if not self._proven:
+            self._weigh(sounding, level_dbfs > low)
+        confirmed = _most(self._over, _CONFIRMED_OF)
+        if self._residual_db is None:
+            self._measure(sounding, level_dbfs, confirmed)
+        if confirmed:
+            self.onset_blocks = _first_of_run(self._signs)
+            return Sign.CONFIRMED
+        self._hold = max(0, self._hold - 1)
+        if _most(self._signs, _SIGN_OF if self._proven else _DOUBTFUL_SIGN_OF):
+            if not self._hold:
+                self._before_sign_dbfs = self._loudest_dbfs
+            self._hold = _SIGN_HOLD_BLOCKS
+        return Sign.SIGN if self._hold else Sign.NONE
+
+    @property
+    def _echo_db(self) -> float:
+        """By how much what is heard of us may lie over the loudest that was played lately."""
+        return self._coupling_db if self._residual_db is None else self._residual_db
+
+    def _expect(self, played: NDArray[np.int16] | None) -> bool:
+        """Take what was played; True if it is enough for an echo to be expected."""
+        level_dbfs = SILENCE_DBFS if played is None else _level_dbfs(played)
+        if played is None:
+            self._silent = True
+        elif self._silent:  # another run of the device: its position may have jumped
+            self._begin()
+        self._played.append(level_dbfs)
+        self._loudest_dbfs = max(*self._played, self._loudest_dbfs - _DECAY_DB)
+        return level_dbfs > _SOUNDING_DBFS
+
+    def _learn_floor(self, level_dbfs: float) -> float:
+        self._smoothed += _FLOOR_SMOOTHING * (level_dbfs - self._smoothed)
+        self._floor.append(self._smoothed)
+        return min(self._floor)
+
+    def _over_leaks_dbfs(self, sounding: bool, level_dbfs: float) -> float:
+        """Louder than what the canceller let pass lately, as our sound is now."""
+        ducked = self._hold and self._loudest_dbfs < self._before_sign_dbfs - _DUCKED_DB
+        if sounding and not ducked:
+            self._leaks.append(level_dbfs - self._loudest_dbfs)
+        leak_db = max(self._leaks, default=_LOUDEST_COUPLING_DB)
+        return self._loudest_dbfs + leak_db + _OVER_LEAK_DB
+
+    def _weigh(self, sounding: bool, sign: bool) -> None:
+        """Whether the canceller has proven itself: of our sound nothing was heard for a while."""
+        self._sounding += sounding
+        self._clean = 0 if sign else self._clean + sounding
+        self._proven = self._sounding >= _PROOF_BLOCKS and self._clean >= _CLEAN_BLOCKS
+
+    def _measure(self, sounding: bool, level_dbfs: float, confirmed: bool) -> None:
+        """Learn the coupling and the echo's level from blocks in which nobody was heard."""
+        if confirmed:
+            self._unsettled.clear()
+            return
+        if len(self._unsettled) == _LOST_BLOCKS:
+            coupling_db, echo_dbfs = self._unsettled.popleft()
+            self._couplings.append(coupling_db)
+            self._echoes.append(echo_dbfs)
+        if sounding:
+            self._unsettled.append((level_dbfs - self._loudest_dbfs, level_dbfs))
+        self._blocks += 1
+        if self._blocks % _REVIEW_BLOCKS == 0 and len(self._couplings) >= _MEASURED_BLOCKS:
+            self._review()
+
+    def _review(self) -> None:
+        highest = float(np.percentile(self._couplings, _COUPLING_PERCENTILE))
+        self._coupling_db = highest + _OVER_COUPLING_DB
+        echo_dbfs = float(np.percentile(self._echoes, _ECHO_PERCENTILE))
+        heard = len(self._talker) >= _MEASURED_BLOCKS
+        talker_dbfs = (
+            float(np.percentile(self._talker, _TALKER_PERCENTILE))
+            if heard
+            else _ASSUMED_TALKER_DBFS
+        )
+        self.usable = talker_dbfs - echo_dbfs >= (_ROOM_DB if self.usable else _ROOM_AGAIN_DB)
+        self.why = (
+            ""
+            if self.usable
+            else f"its own sound is heard at {echo_dbfs:.0f} dBFS, less than {_ROOM_DB:.0f} dB "
+            f"below a talker's {talker_dbfs:.0f} ({'heard' if heard else 'assumed'})"
+        )
+
+
+def _level_dbfs(samples: NDArray[np.int16]) -> float:
+    """RMS without a constant offset, 0 dBFS = full scale."""
+    sound = samples.astype(np.float32)
+    sound -= sound.mean()
+    power = float(sound @ sound) / (len(sound) * 32_768.0**2)
+    return max(SILENCE_DBFS, 10 * math.log10(power)) if power > 0 else SILENCE_DBFS
+
+
+def _most(flags: int, of: tuple[int, int]) -> bool:
+    """True if bit 0 and enough of the last so many bits are set."""
+    enough, last = of
+    return bool(flags & 1) and (flags & (1 << last) - 1).bit_count() >= enough
+
+
+def _first_of_run(flags: int) -> int:
+    """The age of the oldest set bit that no long gap parts from bit 0, within _ONSET_BLOCKS."""
+    first = 0
+    for age in range(1, _ONSET_BLOCKS + 1):
+        if flags >> age & 1:
+            first = age
+        elif age - first > _ONSET_GAP_BLOCKS:
+            break
+    return first
