@@ -3,6 +3,6 @@
 #   scripts/bench.sh [--json FILE] [--sabotage NAME]
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-setup
+setup dev fillets-ng-data-nl fillets-ng-data-cs ktuberling-data # people, recorded
 cd "$ROOT"
 exec "$PYTHON" -m tests.bench "$@"

@@ -11,19 +11,16 @@ Rooms, seeds and people differ from those the detector was tuned on (`--tuning` 
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from tests.bench import noises
 from tests.bench.rooms import Room, Samples, answer, as_blocks, drifted
-from tests.bench.table import Row, table
-from tests.bench.voices import ACTIVE_DBFS, JUDGING, TUNING, Recording, Talker, recordings
+from tests.bench.voices import ACTIVE_DBFS, Recording
 from voiced.core.echo import Interjection, Sign
 from voiced.core.gate import BLOCK_MS, BLOCK_SAMPLES, RATE_HZ
 from voiced.edge.echo import Canceller

@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voiced.sim.rig import Ear
+from voiced.sim.wav import to_rate
 
 Samples = NDArray[np.int16]
 
 EAR_RATE = 48_000
 WIRE_RATE = 24_000
+BLOCK = 480
+LIKE = 0.3
+"""Correlation of 20 ms: 0.05 by chance, 0.6 of white noise that is half a sample out of step."""
 APPEND = "input_audio_buffer.append"
 COMMIT = "input_audio_buffer.commit"
 COMMITTED = "input_audio_buffer.committed"
@@ -89,3 +93,37 @@ def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
         for offset in range(0, len(frame.audio), WIRE_RATE // 1000):
             yield (frame.t - tap.time_at(first + 2 * (place + offset))) * 1000
         place += len(frame.audio)
+
+
+def received(frames: list[Frame]) -> Samples:
+    """What the server had of a turn when it was closed: all appends since the buffer was cleared,
+    which is done before each turn, on each session."""
+    pcm: list[Samples] = []
+    turn = np.empty(0, np.int16)
+    for frame in frames:
+        if frame.kind == "input_audio_buffer.clear":
+            pcm = []
+        elif frame.kind == APPEND:
+            pcm.append(frame.audio)
+        elif frame.kind == COMMITTED and pcm:
+            turn = np.concatenate(pcm)
+    return turn
+
+
+def longest_hole_ms(sent: Samples, recorded: Samples) -> float:
+    """The longest stretch of what was recorded at the microphone (48 kHz) that is not in `sent`
+    (24 kHz) at its place; to 20 ms."""
+    there = to_rate(recorded, EAR_RATE, WIRE_RATE).astype(float)
+    size = 1 << (len(there) + len(sent)).bit_length()
+    match = np.fft.irfft(np.fft.rfft(sent, size) * np.conj(np.fft.rfft(there, size)), size)
+    place = int(np.argmax(match))
+    place -= size if place > size // 2 else 0
+    longest = run = 0
+    for start in range(0, len(there) - BLOCK + 1, BLOCK):
+        part, begin = there[start : start + BLOCK], place + start
+        got = sent[max(begin, 0) : max(begin + BLOCK, 0)].astype(float)
+        whole = len(got) == BLOCK
+        like = whole and part @ got > LIKE * np.linalg.norm(part) * np.linalg.norm(got)
+        run = 0 if like else run + 1
+        longest = max(longest, run)
+    return longest * 1000 * BLOCK / WIRE_RATE

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from voiced.core.echo import Sign
-
 from voiced.core import conversation, microphone, uplink
+from voiced.core.echo import Sign
 from voiced.edge import echo, playback
 from voiced.edge.playback import Playback
 from voiced.sim import board

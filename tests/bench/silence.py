@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import soxr
 
 from tests.bench.figures import DELTA, EAR_RATE, append_delays_ms, between, read_frames, sounding
+from tests.bench.rooms import Room as Reverberation
 from tests.bench.stage import HOLD_S, LOG_S, Stage, Stand, busy
-from voiced.sim.room import Room, impulse_response
+from voiced.sim.room import Room
 from voiced.sim.stand import BUTTON_PIN
 
 CUTS = 20
@@ -97,7 +99,8 @@ def _judge_turns(stage: Stage, stand: Stand, name: str, cuts: list[_Cut]) -> Non
 def speech_over(stage: Stage) -> None:
     """Somebody speaks over the answer, with a canceller in software and a room around it, and
     with an array that cancels by itself (so that nothing of the answer is in the microphone)."""
-    impulse = impulse_response(rt60_s=0.3, seed=5)
+    impulse = soxr.resample(Reverberation(seed=5).response(), 24_000, EAR_RATE)
+    impulse /= np.sqrt(np.sum(impulse**2))
     for echo in ("hardware", "cancel"):
         name = f"speech over the answer, {echo}"
         silence = stage.row(f"{name}: onset to silence", 200, 300)

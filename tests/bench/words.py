@@ -53,6 +53,7 @@ def _whole(stage: Stage, name: str, *server_args: str) -> None:
     lost = stage.row(f"words lost: {name}", 30, 30)
     for _ in range(3):
         with stage.stand(*server_args, "--answer", str(stage.answer(1))) as stand:
+            time.sleep(1)
             utterance = stage.say()
             utterance.wait_started(2)
             pressed = stand.finger.press(BUTTON_PIN)

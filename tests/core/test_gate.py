@@ -429,3 +429,11 @@ def test_a_second_of_audio_costs_a_few_milliseconds() -> None:
     for block in room.reshape(-1, BLOCK_SAMPLES):
         gate.push(block)
     assert (time.thread_time() - begin_s) / 10 < 0.010
+
+
+@pytest.mark.parametrize("zeros", [240, 400, 470, 480])
+def test_a_hole_in_a_steady_noise_opens_nothing(zeros: int) -> None:
+    gate = Gate(hangover_ms=600)
+    noise = np.random.default_rng(11).normal(0, 104, (1000, 480)).astype(np.int16)
+    noise[300, -zeros:] = 0
+    assert not any(gate.push(block).open for block in noise)

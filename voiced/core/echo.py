@@ -43,10 +43,14 @@ _OVER_FLOOR_DB: Final = 12.0
 _FLOOR_BLOCKS: Final = 100  # 2 s: our own sound pauses within that, and so does a talker
 _FLOOR_SMOOTHING: Final = 0.25
 
-# Where the loudspeaker's position was off by up to 3 ms another way in each answer, AEC3 let our
-# sound pass in every fifth: mostly within 1.2 s of sound, never after 2.4.
+# AEC3 let our sound pass in every third first answer: mostly within 1.2 s of sound, once after 2.4.
 _PROOF_BLOCKS: Final = 125
 _CLEAN_BLOCKS: Final = 25
+# Later it is settled, but at the beginning of each run our canceller first looks for the echo, for
+# 15 to 25 blocks of sound or 1 s, and passes on what is heard as it is.
+_ALIGNING_BLOCKS: Final = 18
+_FIRST_ALIGNING_BLOCKS: Final = 30
+_PATIENCE_BLOCKS: Final = 55
 
 _SIGN_OF: Final = (2, 3)  # so many of the last so many blocks
 _DOUBTFUL_SIGN_OF: Final = (4, 5)
@@ -105,6 +109,7 @@ class Interjection:
         self._coupling_db = _LOUDEST_COUPLING_DB
         self._talker = deque[float](maxlen=_TALKER_BLOCKS)
         self._blocks = 0
+        self._settled = False
         self.reset()
 
     def __repr__(self) -> str:
@@ -123,7 +128,8 @@ class Interjection:
 
     def _begin(self) -> None:
         self._proven = self._residual_db is None
-        self._sounding = self._clean = 0
+        self._deaf = not self._proven
+        self._since = self._sounding = self._clean = 0
         self._silent = False
 
     def talker(self, level_dbfs: float) -> None:
@@ -140,10 +146,12 @@ class Interjection:
         floor_dbfs = self._learn_floor(level_dbfs)
         low = max(_QUIET_DBFS, floor_dbfs + _OVER_FLOOR_DB, self._loudest_dbfs + self._echo_db)
         bar = low if self._proven else max(low, self._over_leaks_dbfs(sounding, level_dbfs))
-        self._signs = (self._signs << 1 | (level_dbfs > low)) & _MEMORY
-        self._over = (self._over << 1 | (level_dbfs > bar)) & _MEMORY
         if not self._proven:
             self._weigh(sounding, level_dbfs > low)
+        if self._deaf:
+            return Sign.NONE
+        self._signs = (self._signs << 1 | (level_dbfs > low)) & _MEMORY
+        self._over = (self._over << 1 | (level_dbfs > bar)) & _MEMORY
         confirmed = _most(self._over, _CONFIRMED_OF)
         if self._residual_db is None:
             self._measure(sounding, level_dbfs, confirmed)
@@ -188,9 +196,14 @@ class Interjection:
 
     def _weigh(self, sounding: bool, sign: bool) -> None:
         """Whether the canceller has proven itself: of our sound nothing was heard for a while."""
+        self._since += 1
         self._sounding += sounding
-        self._clean = 0 if sign else self._clean + sounding
-        self._proven = self._sounding >= _PROOF_BLOCKS and self._clean >= _CLEAN_BLOCKS
+        aligning = _ALIGNING_BLOCKS if self._settled else _FIRST_ALIGNING_BLOCKS
+        self._deaf = self._sounding < aligning and self._since < _PATIENCE_BLOCKS
+        self._clean = 0 if sign or self._deaf else self._clean + sounding
+        proven = self._sounding >= _PROOF_BLOCKS and self._clean >= _CLEAN_BLOCKS
+        self._settled |= proven
+        self._proven = self._settled and not self._deaf
 
     def _measure(self, sounding: bool, level_dbfs: float, confirmed: bool) -> None:
         """Learn the coupling and the echo's level from blocks in which nobody was heard."""
