@@ -230,6 +230,7 @@ class Day:
         stage.release()
         stage.until("nothing-said", pressed)
         stage.until("turn", pressed, turn="idle")
+        stage.until("link", stage.command("hangup"), link="down")
         time.sleep(LOG_S)
         frames = between(stage.frames(), pressed, stage.now())
         paid = sum(frame.kind == COMMIT for frame in frames)
@@ -239,8 +240,17 @@ class Day:
         """Somebody speaks over the answer, and is heard: with an array that cancels its own echo,
         as no sound gets from one of the machine's cards to the other."""
         with self.configured(microphone={"echo": "hardware"}):
+            self._hear_out()  # the detector trusts an array when it has heard nothing of us
             for _ in range(3):
                 self._speak_over()
+
+    def _hear_out(self) -> None:
+        """Ask, and hear the whole answer."""
+        stage = self.stage
+        self._hold(stage.say(spoken(self._voice, LEAD_S, TAIL_S)))
+        speaking = stage.until("turn", stage.release(), turn="speaking")
+        stage.until("turn", speaking["t"], turn="listening")
+        stage.hang_up()
 
     def _speak_over(self) -> None:
         stage = self.stage

@@ -6,21 +6,24 @@ people say over it are recordings of people. Before each answer the device's pos
 to 3 ms another way, and the microphone's clock runs up to 100 ppm fast or slow.
 
 Rooms, seeds and people differ from those the detector was tuned on (`--tuning` takes those).
-`--all` prints the misses by gain, delay, level and kind of noise.
+`--rows` prints what the whole bench shows of it.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
+import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from tests.bench import noises
 from tests.bench.rooms import Room, Samples, answer, as_blocks, drifted
-from tests.bench.voices import ACTIVE_DBFS, Recording
+from tests.bench.table import Row, table
+from tests.bench.voices import ACTIVE_DBFS, JUDGING, TUNING, Recording, recordings
 from voiced.core.echo import Interjection, Sign
 from voiced.core.gate import BLOCK_MS, BLOCK_SAMPLES, RATE_HZ
 from voiced.edge.echo import Canceller
@@ -55,20 +58,19 @@ class Scene:
 
 @dataclass
 class Outcome:
-    """`latencies_ms` from the first syllable of what was caught; `echo_dbfs` and `left_dbfs`: the
-    echo before and after the canceller, from 2 s of sound on."""
+    """What came of a scene. `latencies_ms` are from the first syllable of what was caught;
+    `clear_ms` from where it first was as loud as the echo for three blocks, if it ever was."""
 
     scene: Scene
     usable: bool = True
     interrupted_itself: int = 0
-    first_answer: bool = False
     caught: int = 0
     missed: int = 0
     latencies_ms: list[float] = field(default_factory=list)
+    clear_ms: list[float] = field(default_factory=list)
     signs: int = 0
-    said: list[tuple[int, int, int]] = field(default_factory=list)
     loss_db: float = 0.0
-    canceller_ms: float = 0.0  # of CPU, per second
+    canceller_ms: float = 0.0  # of CPU, per second of sound
 
 
 def scenes(count: int, first_seed: int) -> list[Scene]:
@@ -79,7 +81,7 @@ def scenes(count: int, first_seed: int) -> list[Scene]:
         room = Room(
             seed=seed,
             gain_db=float(rng.choice((-20, -12, -6, 0, 3, 6))),
-            delay_ms=float(np.exp(rng.uniform(np.log(5), np.log(200)))),
+            delay_ms=float(np.exp(rng.uniform(np.log(8), np.log(200)))),
             rt60_s=float(rng.uniform(0.2, 0.6)),
             direct_db=float(rng.uniform(0, 12)),
             bend=float(rng.choice((0, 0.7, 1.5))),
@@ -99,7 +101,7 @@ def syllable(recording: Recording) -> int:
 
 
 def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
-    """Three answers in a row; in each that somebody interjects they do so once."""
+    """Three answers in a row; if somebody interjects, then once in the second and the third."""
     rng = np.random.default_rng((scene.seed, 1))
     room, outcome = scene.room, Outcome(scene)
     order = rng.permutation(len(people))
@@ -117,7 +119,7 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
         off = round(rng.uniform(-JITTER_S, JITTER_S) * RATE_HZ)
         _put(emitted, drifted(sound, scene.ppm), begin * BLOCK_SAMPLES + off)
         sounding[begin : begin + ANSWER_BLOCKS] = True
-        if scene.when:
+        if scene.when and i:
             recording = others[rng.integers(len(others))]
             sample = round((begin + rng.uniform(*scene.when)) * BLOCK_SAMPLES)
             words = room.said(recording)[recording.first * BLOCK_SAMPLES :][: 2 * RATE_HZ]
@@ -129,13 +131,22 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
     echo_dbfs = scene.far_dbfs + room.gain_db
     level_dbfs = TALKER_DBFS if mode == "gate" else echo_dbfs
     near *= 10 ** ((level_dbfs + scene.over_db - ACTIVE_DBFS) / 20)
+    talks: list[float] = []
     noise = getattr(noises, room.noise)(len(near), scene.seed) * 10 ** (room.noise_dbfs / 20)
+    if mode == "gate":  # it has heard them before
+        words = np.concatenate([room.said(each) for each in others[:8]])
+        for block in as_blocks(words * 10 ** ((TALKER_DBFS - ACTIVE_DBFS) / 20)):
+            level = 10 * np.log10(_power(block / 32768.0))
+            if level > TALKER_DBFS - 15:
+                talks.append(level)
     path = room.path(emitted[: begins[1] * BLOCK_SAMPLES])
     detector = Interjection(mode)
+    for level in talks:
+        detector.talker(level)
     canceller = Canceller() if mode == "cancel" else None
-    asked, gain, last, at_once = [False] * DUCK_BLOCKS, 1.0, -TAIL_BLOCKS - 1, True
+    asked, gain, last = [False] * DUCK_BLOCKS, 1.0, -TAIL_BLOCKS - 1
     confirmed: list[int] = []
-    power, cpu_s = np.zeros((total, 2)), 0.0
+    power, cpu_s = np.zeros((total, 4)), 0.0  # heard, cleaned, the talker, the echo
     for i in range(total):
         block = slice(i * BLOCK_SAMPLES, (i + 1) * BLOCK_SAMPLES)
         wanted = DUCKED if asked.pop(0) else 1.0
@@ -151,7 +162,7 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
             began = time.process_time()
             clean = canceller.process(heard, ours)
             cpu_s += time.process_time() - began
-        power[i] = np.mean((heard / 32768.0) ** 2), np.mean((clean / 32768.0) ** 2)
+        power[i] = [_power(each) for each in (heard / 32768.0, clean / 32768.0, near[block], echo)]
         if ours is not None and i - last > TAIL_BLOCKS:
             detector.reset()
         last = i if ours is not None else last
@@ -163,25 +174,137 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
         asked.append(sign is not Sign.NONE and detector.usable)
         outcome.signs += asked[-1] and not asked[-2]
     outcome.usable = detector.usable
-    outcome.said = said
     mine = [any(begin <= i <= end for _, begin, end in said) for i in confirmed]
     outcome.interrupted_itself = mine.count(False)
     for onset, begin, end in said:
         found = [i for i in confirmed if begin <= i <= end]
         if found:
             outcome.caught += 1
-            outcome.latencies_ms.append(((found[0] + 1) * BLOCK_SAMPLES - onset) / RATE_HZ * 1000)
+            at = (found[0] + 1) * BLOCK_SAMPLES
+            outcome.latencies_ms.append((at - onset) / RATE_HZ * 1000)
+            louder = power[begin:end, 2] > power[begin:end, 3]
+            clear = np.flatnonzero(louder[:-2] & louder[1:-1] & louder[2:])
+            if len(clear):
+                outcome.clear_ms.append((at - (begin + clear[0]) * BLOCK_SAMPLES) / RATE_HZ * 1000)
         else:
             outcome.missed += 1
-    settled = power[begins[0] + 100 : begins[0] + ANSWER_BLOCKS]
-    before, after = np.mean(settled, axis=0)
-    outcome.loss_db = 10 * np.log10(before / (after + 1e-12))
+    before, after, *_ = np.mean(power[begins[0] + 100 : begins[0] + ANSWER_BLOCKS], axis=0)
+    outcome.loss_db = 10 * np.log10(before / after)
     outcome.canceller_ms = 1000 * cpu_s / (ANSWERS * ANSWER_BLOCKS * BLOCK_MS / 1000)
     if canceller:
         canceller.close()
     return outcome
 
 
+def _power(sound: Samples) -> float:
+    return float(np.mean(sound**2)) + 1e-12
+
+
 def _put(into: Samples, sound: Samples, at: int) -> None:
     end = min(len(into), at + len(sound))
     into[at:end] += sound[: end - at]
+
+
+# --- the figures -------------------------------------------------------------------------------
+
+_FIRST_SEED = {"tuning": 30_000, "judging": 60_000}
+
+
+def _outcomes(chosen: Sequence[Scene], mode: Mode, people: Sequence[Recording]) -> list[Outcome]:
+    return [play(scene, mode, people) for scene in chosen]
+
+
+def _interrupted_itself(outcomes: Sequence[Outcome], mode: Mode) -> Row:
+    """How often in each scene with nobody in it; where it is usable at all."""
+    found = [float(each.interrupted_itself) for each in outcomes]
+    return Row(f"it interrupts itself, {mode}", found, (0, 0), "x")
+
+
+def _missed(outcomes: Sequence[Outcome], mode: Mode) -> Row:
+    on = [each for each in outcomes if each.usable]
+    spoken = sum(each.caught + each.missed for each in on)
+    share = [100 * sum(each.missed for each in on) / spoken] if spoken else []
+    return Row(f"interjections missed, {mode}", share, (5, None), "%")
+
+
+def _within_reach(chosen: Sequence[Scene]) -> list[Scene]:
+    """The same rooms with a loudspeaker so far away that mode gate can be on."""
+    return [replace(s, room=replace(s.room, gain_db=-20.0), far_dbfs=-26.0) for s in chosen]
+
+
+def rows(rooms: int = 16, *, tuning: bool = False) -> list[Row]:
+    """The figures of the promise from so many rooms (and 2/5 as many for the other modes).
+
+    Raises RecordingsMissing if the recordings are not installed.
+    """
+    people = recordings(TUNING if tuning else JUDGING, 14, 8)
+    chosen = scenes(rooms, _FIRST_SEED["tuning" if tuning else "judging"])
+    fewer = chosen[: max(1, rooms * 2 // 5)]
+    alone = _outcomes(chosen, "cancel", people)
+    over = _outcomes([replace(s, when=LATER) for s in chosen], "cancel", people)
+    near = _within_reach(fewer)
+    gated = _outcomes([replace(s, when=LATER) for s in near], "gate", people)
+    return [
+        _interrupted_itself(alone, "cancel"),
+        _interrupted_itself(_outcomes(fewer, "hardware", people), "hardware"),
+        _interrupted_itself(_outcomes(fewer + near, "gate", people), "gate"),
+        _missed(over, "cancel"),
+        _missed(gated, "gate"),
+        Row(
+            "speech over the answer -> confirmed, cancel",
+            [ms for each in over for ms in each.latencies_ms],
+            (160, 260),
+        ),
+        Row("echo taken out after 2 s", [each.loss_db for each in alone], unit="dB"),
+        Row("canceller, CPU a second of sound", [each.canceller_ms for each in alone]),
+    ]
+
+
+def matrix(rooms: int, *, tuning: bool) -> str:
+    """Modes by levels and moments, and in mode cancel by the loudspeaker's gain."""
+    people = recordings(TUNING if tuning else JUDGING, 14, 8)
+    chosen = scenes(rooms, _FIRST_SEED["tuning" if tuning else "judging"])
+    lines = [
+        f"{'':34} {'on':>5} {'itself':>6} {'missed':>9} {'median':>6} {'p95':>5} {'worst':>5} ms"
+    ]
+
+    def add(name: str, outcomes: Sequence[Outcome]) -> None:
+        on = [each for each in outcomes if each.usable]
+        ms = [ms for each in on for ms in each.latencies_ms] or [float("nan")]
+        missed, caught = sum(o.missed for o in on), sum(o.caught for o in on)
+        itself = sum(o.interrupted_itself > 0 for o in outcomes)
+        lines.append(
+            f"{name:34} {len(on):2}/{len(outcomes):2} {itself:6} {missed:4}/{missed + caught:4} "
+            f"{np.median(ms):6.0f} {np.percentile(ms, 95):5.0f} {max(ms):5.0f}"
+        )
+
+    for mode in typing.get_args(Mode):
+        rooms_for = chosen + _within_reach(chosen) if mode == "gate" else chosen
+        add(f"{mode}, nobody speaks", _outcomes(rooms_for, mode, people))
+        for over_db in (-6.0, 0.0, 6.0):
+            spoken = [replace(s, when=LATER, over_db=over_db) for s in rooms_for]
+            outcomes = _outcomes(spoken, mode, people)
+            add(f"{mode}, {over_db:+.0f} dB", outcomes)
+            if mode == "cancel" and not over_db:
+                for gain_db in sorted({s.room.gain_db for s in chosen}):
+                    some = [o for o in outcomes if o.scene.room.gain_db == gain_db]
+                    add(f"  with a gain of {gain_db:+.0f} dB", some)
+        early = [replace(s, when=EARLY) for s in rooms_for]
+        add(f"{mode}, 0 dB, in its first 2 s", _outcomes(early, mode, people))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rooms", type=int, default=60, help="how many (5 s of CPU each)")
+    parser.add_argument("--tuning", action="store_true", help="rooms and people it was tuned on")
+    parser.add_argument("--rows", action="store_true", help="the bench's own rows instead")
+    wanted = parser.parse_args()
+    if wanted.rows:
+        print(table(rows(tuning=wanted.tuning)))
+    else:
+        print(matrix(wanted.rooms, tuning=wanted.tuning))
+
+
+if __name__ == "__main__":
+    main()

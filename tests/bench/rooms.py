@@ -65,7 +65,7 @@ class Room:
         return early + tail * math.sqrt(ratio)
 
     def echo(self, emitted: Samples) -> Samples:
-        """What arrives at the microphone, as many samples; its RMS is `gain_db` over the input's."""
+        """What arrives at the microphone, as many samples, `gain_db` louder in RMS."""
         sound = _convolved(self._bent(emitted), self._path())
         return sound * (_rms(emitted) / _rms(sound) * 10 ** (self.gain_db / 20))
 

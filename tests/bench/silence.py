@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from voiced.sim.room import Room
 from voiced.sim.stand import BUTTON_PIN
 
 CUTS = 20
+WARM_UP_S = 8.0
+"""A canceller learns its room once: so long is the first answer."""
+
 TRUNCATE = "conversation.item.truncate"
 
 
@@ -41,7 +45,7 @@ def _by_press(stage: Stage, name: str) -> None:
         stand.finger.press(BUTTON_PIN)
         stand.finger.release(BUTTON_PIN)
         cuts = [_Cut(a, b) for a, b in zip(pressed, pressed[1:], strict=False)]
-        _judge(stage, stand, f"press, {name}", cuts)
+        _judge(stage, stand, "press", f", {name}", cuts)
         _judge_turns(stage, stand, name, cuts)
 
 
@@ -56,15 +60,14 @@ def commands(stage: Stage) -> None:
                 stand.watch.command(command)
                 stand.until(state, cuts[-1].at)
                 time.sleep(0.3)
-            _judge(stage, stand, command, cuts)
+            _judge(stage, stand, command, "", cuts)
 
 
-def _judge(stage: Stage, stand: Stand, name: str, cuts: list[_Cut]) -> None:
+def _judge(stage: Stage, stand: Stand, cause: str, beside: str, cuts: list[_Cut]) -> None:
     """The figures that every cut has, whatever its cause."""
-    drop = stage.row(f"cancel: {name} to drop()", 2, 5)
-    silence = stage.row(f"cancel: {name} to silence", 2, 5)
-    end = stage.row(f"audio_end_ms against what was heard, {name}", 5, 10)
-    stale = stage.row(f"stale sound after a cancel, {name}", 0, 0)
+    drop = stage.row(f"cancel: {cause} to drop(){beside}", 2, 5)
+    silence = stage.row(f"cancel: {cause} to silence{beside}", 2, 5)
+    stale = stage.row(f"stale sound after a cancel by {cause}{beside}", 0, 0)
     time.sleep(LOG_S)
     notes, frames = list(stand.watch.notes), read_frames(stand.frames)
     drop_s = stage.calibration.drop_ms / 1000
@@ -77,6 +80,9 @@ def _judge(stage: Stage, stand: Stand, name: str, cuts: list[_Cut]) -> None:
         silence.values.append((sound[1] - cut.at - drop_s) * 1000)
         late = sounding(stage.ear, flushed["dropped_at"] + drop_s + 0.012, quiet_until)
         stale.values.append(late[2] / 48 if late else 0.0)
+        if cause == "hangup":
+            continue  # nobody is left to be told what was heard
+        end = stage.row(f"audio_end_ms against what was heard, {cause}{beside}", 5, 10)
         told = [f for f in between(frames, cut.at, cut.at + 0.5) if f.kind == TRUNCATE]
         end.values += [f.event["audio_end_ms"] - sound[2] / 48 for f in told[:1]]
 
@@ -102,42 +108,46 @@ def speech_over(stage: Stage) -> None:
     impulse = soxr.resample(Reverberation(seed=5).response(), 24_000, EAR_RATE)
     impulse /= np.sqrt(np.sum(impulse**2))
     for echo in ("hardware", "cancel"):
-        name = f"speech over the answer, {echo}"
-        silence = stage.row(f"{name}: onset to silence", 200, 300)
-        missed = stage.row(f"{name}: not noticed", 0, 0, "")
-        alone = stage.row(f"{name}: interrupted itself", 0, 0, "")
-        answer = stage.speech_answer()
-        with stage.stand("--answer", str(answer), microphone={"echo": echo}) as stand:
-            if echo == "hardware":
-                _speak_over(stage, stand, silence.values, missed.values, alone.values)
-            else:
-                with Room(stage.rig, impulse, gain_db=-6.0, delay_ms=0.0):
-                    _speak_over(stage, stand, silence.values, missed.values, alone.values)
+        answer = str(stage.speech_answer())
+        with ExitStack() as stack:
+            if echo == "cancel":
+                stack.enter_context(Room(stage.rig, impulse, gain_db=-6.0, delay_ms=0.0))
+            stand = stack.enter_context(stage.stand("--answer", answer, microphone={"echo": echo}))
+            stand.hold(HOLD_S, WARM_UP_S)
+            stand.watch.command("hangup")
+            stand.until("idle", time.monotonic() - 1)
+            name = f"speech over the answer, {echo}"
+            _speak_over(stage, stand, name, (2.5, 4.0), (200, 300), 0)
+            _speak_over(stage, stand, f"{name}, its first 2 s", (0.3, 1.5), (None, None), None)
 
 
 def _speak_over(
     stage: Stage,
     stand: Stand,
-    silence_ms: list[float],
-    missed: list[float],
-    alone: list[float],
+    name: str,
+    after_s: tuple[float, float],
+    goal_ms: tuple[float | None, float | None],
+    missed_goal: float | None,
 ) -> None:
+    silence = stage.row(f"{name}: onset to silence", *goal_ms)
+    missed = stage.row(f"{name}: not noticed", missed_goal, None, "")
+    alone = stage.row(f"{name}: interrupted itself", 0, 0, "")
     drop_s = stage.calibration.drop_ms / 1000
     for _ in range(CUTS // 2):
         stand.hold(HOLD_S, 0.0)
         speaking = time.monotonic()
-        time.sleep(stage.rng.uniform(1.5, 3.0))
-        alone.append(float(stand.watch.seen("flushed", speaking)))
-        if alone[-1]:
+        time.sleep(stage.rng.uniform(*after_s))
+        alone.values.append(float(stand.watch.seen("flushed", speaking)))
+        if alone.values[-1]:
             continue
         utterance = stage.say()
         onset = utterance.wait_started(2) + stage.voice_first / EAR_RATE
         flushed = _flushed(stand, speaking, 1.5)
-        missed.append(float(flushed is None))
+        missed.values.append(float(flushed is None))
         if flushed:
             sound = sounding(stage.ear, onset - 0.5, flushed["dropped_at"] + 0.2)
             assert sound, "an answer that was not heard"
-            silence_ms.append((sound[1] - onset - drop_s) * 1000)
+            silence.values.append((sound[1] - onset - drop_s) * 1000)
         utterance.wait_ended(5)
         stand.watch.command("hangup")
         stand.until("idle", speaking)

@@ -29,7 +29,7 @@ from voiced.core.gate import BLOCK_SAMPLES, SILENCE_DBFS
 # and more in rooms with a gain of 6 dB, 28 in most. Arrays promise 30 to 40 dB under the echo.
 _RESIDUAL_DB: Final = {"cancel": -28.0, "hardware": -20.0}
 _LOUDEST_COUPLING_DB: Final = 8.0  # a microphone in the loudspeaker's box; with a peak on it
-_OVER_LEAK_DB: Final = 8.0  # ducking takes 14 dB from an echo
+_OVER_LEAK_DB: Final = 10.0  # ducking takes 14 dB from an echo
 _LEAK_BLOCKS: Final = 50
 _DUCKED_DB: Final = 3.0  # our sound has gone down by more since the sign: nothing is learnt of it
 
@@ -43,18 +43,27 @@ _OVER_FLOOR_DB: Final = 12.0
 _FLOOR_BLOCKS: Final = 100  # 2 s: our own sound pauses within that, and so does a talker
 _FLOOR_SMOOTHING: Final = 0.25
 
-# AEC3 let our sound pass in every third first answer: mostly within 1.2 s of sound, once after 2.4.
-_PROOF_BLOCKS: Final = 125
-_CLEAN_BLOCKS: Final = 25
-# Later it is settled, but at the beginning of each run our canceller first looks for the echo, for
-# 15 to 25 blocks of sound or 1 s, and passes on what is heard as it is.
+# In its life's first 2.4 s of sound AEC3 let it pass in every third room, and once more in every
+# twentieth after 4 to 4.4 s.
+_SETTLING_BLOCKS: Final = 250
+_PROOF_BLOCKS: Final = 50
+_CLEAN_BLOCKS: Final = 15
+# At the beginning of each run our canceller first looks for the echo, for 15 to 25 blocks of sound
+# or 1 s, and passes on what is heard as it is.
 _ALIGNING_BLOCKS: Final = 18
 _FIRST_ALIGNING_BLOCKS: Final = 30
 _PATIENCE_BLOCKS: Final = 55
 
 _SIGN_OF: Final = (2, 3)  # so many of the last so many blocks
 _DOUBTFUL_SIGN_OF: Final = (4, 5)
-_CONFIRMED_OF: Final = (4, 5)
+# A leak of AEC3 lasts 80 to 160 ms. Certain is what is far over the bar (on average 15 dB for four
+# blocks), or lasts longer; of 270 answers none was interrupted, with 4 of 5 blocks twelve were.
+_CERTAIN_DB: Final = 60.0  # the sum of the excess over the bar of the last blocks
+_CERTAIN_BLOCKS: Final = 8
+_EXCESS_LIMIT_DB: Final = 25.0
+_LASTING_OF: Final = (9, 12)
+_UNDUCKED_OF: Final = (5, 6)
+_OVER_ECHO_OF: Final = (4, 5)
 _SIGN_HOLD_BLOCKS: Final = 25  # longer than ducking takes to be heard: 120 ms of device, and echo
 _ONSET_BLOCKS: Final = 15
 _ONSET_GAP_BLOCKS: Final = 4
@@ -64,7 +73,7 @@ _COUPLING_BLOCKS: Final = 400
 _MEASURED_BLOCKS: Final = 75
 _COUPLING_PERCENTILE: Final = 95
 _ECHO_PERCENTILE: Final = 90
-_OVER_COUPLING_DB: Final = 6.0
+_OVER_COUPLING_DB: Final = 5.0
 _REVIEW_BLOCKS: Final = 25
 _LOST_BLOCKS: Final = 10  # of a voice, before it was confirmed
 
@@ -109,7 +118,8 @@ class Interjection:
         self._coupling_db = _LOUDEST_COUPLING_DB
         self._talker = deque[float](maxlen=_TALKER_BLOCKS)
         self._blocks = 0
-        self._settled = False
+        self._settling = 0
+        self._of_array = mode == "hardware"
         self.reset()
 
     def __repr__(self) -> str:
@@ -119,16 +129,19 @@ class Interjection:
         """Our sound begins anew after a silence. What was learnt of the room stays."""
         self._played = deque([SILENCE_DBFS] * _ECHO_BLOCKS, maxlen=_ECHO_BLOCKS)
         self._loudest_dbfs = SILENCE_DBFS
-        self._over = 0  # bit n: n blocks ago was over the bar
-        self._signs = 0  # bit n: n blocks ago was over the lower bar
+        self._signs = 0  # bit n: n blocks ago was over the bar
+        self._over = 0  # bit n: ... and over what leaked lately
+        self._excess = deque[float](maxlen=_CERTAIN_BLOCKS)
         self._hold = 0
         self._leaks = deque[float](maxlen=_LEAK_BLOCKS)
         self._before_sign_dbfs = SILENCE_DBFS
         self._begin()
 
     def _begin(self) -> None:
-        self._proven = self._residual_db is None
-        self._deaf = not self._proven
+        # What the array has learnt it keeps: its reference is its own, and never jumps.
+        array_is_proven = self._of_array and self._settling >= _PROOF_BLOCKS
+        self._proven = self._residual_db is None or array_is_proven
+        self._deaf = not self._proven and not self._of_array
         self._since = self._sounding = self._clean = 0
         self._silent = False
 
@@ -145,14 +158,15 @@ class Interjection:
         sounding = self._expect(played)
         floor_dbfs = self._learn_floor(level_dbfs)
         low = max(_QUIET_DBFS, floor_dbfs + _OVER_FLOOR_DB, self._loudest_dbfs + self._echo_db)
-        bar = low if self._proven else max(low, self._over_leaks_dbfs(sounding, level_dbfs))
+        bar = max(low, self._over_leaks_dbfs(sounding, level_dbfs))
         if not self._proven:
             self._weigh(sounding, level_dbfs > low)
         if self._deaf:
             return Sign.NONE
         self._signs = (self._signs << 1 | (level_dbfs > low)) & _MEMORY
         self._over = (self._over << 1 | (level_dbfs > bar)) & _MEMORY
-        confirmed = _most(self._over, _CONFIRMED_OF)
+        self._excess.append(min(max(level_dbfs - low, 0.0), _EXCESS_LIMIT_DB))
+        confirmed = _most(self._over, _UNDUCKED_OF) or (self._proven and self._certain())
         if self._residual_db is None:
             self._measure(sounding, level_dbfs, confirmed)
         if confirmed:
@@ -186,6 +200,13 @@ class Interjection:
         self._floor.append(self._smoothed)
         return min(self._floor)
 
+    def _certain(self) -> bool:
+        if self._residual_db is None:  # an echo doesn't leak
+            return _most(self._signs, _OVER_ECHO_OF)
+        if not self._signs & 1:
+            return False
+        return sum(self._excess) >= _CERTAIN_DB or _most(self._signs, _LASTING_OF)
+
     def _over_leaks_dbfs(self, sounding: bool, level_dbfs: float) -> float:
         """Louder than what the canceller let pass lately, as our sound is now."""
         ducked = self._hold and self._loudest_dbfs < self._before_sign_dbfs - _DUCKED_DB
@@ -198,12 +219,16 @@ class Interjection:
         """Whether the canceller has proven itself: of our sound nothing was heard for a while."""
         self._since += 1
         self._sounding += sounding
-        aligning = _ALIGNING_BLOCKS if self._settled else _FIRST_ALIGNING_BLOCKS
-        self._deaf = self._sounding < aligning and self._since < _PATIENCE_BLOCKS
+        aligning = _ALIGNING_BLOCKS if self._settling else _FIRST_ALIGNING_BLOCKS
+        aligned = self._sounding >= aligning or self._since >= _PATIENCE_BLOCKS
+        self._deaf = not aligned and not self._of_array
         self._clean = 0 if sign or self._deaf else self._clean + sounding
-        proven = self._sounding >= _PROOF_BLOCKS and self._clean >= _CLEAN_BLOCKS
-        self._settled |= proven
-        self._proven = self._settled and not self._deaf
+        self._settling += not self._deaf and (sounding or not self._of_array)
+        self._proven = (
+            self._settling >= (_PROOF_BLOCKS if self._of_array else _SETTLING_BLOCKS)
+            and self._sounding >= _PROOF_BLOCKS
+            and self._clean >= _CLEAN_BLOCKS
+        )
 
     def _measure(self, sounding: bool, level_dbfs: float, confirmed: bool) -> None:
         """Learn the coupling and the echo's level from blocks in which nobody was heard."""

@@ -44,9 +44,13 @@ _LAGS: Final = WIRE_RATE // 4  # 200 ms on the way, and the first reflections
 _FFT: Final = 24_000
 _BAND_HZ: Final = (200, 8_000)
 _JUMP: Final = WIRE_RATE // 100  # a device tells its position to 5 ms
-_CLOSEST: Final = 48  # the reference comes at least 2 ms before the echo
-_LEAD: Final = 144  # and is kept back by so much, to be able to come earlier as well
+# AEC3 wants the reference some time before the echo: with 2 ms it let all pass in some rooms.
+_CLOSEST: Final = 120
+_LEAD: Final = 144  # if there is room, it is kept back, to be able to come earlier as well
 _FORGETS: Final = np.float32(0.8)
+# Half a second at 100 ppm is 1.2 samples. AEC3 didn't notice a jump of 4.
+_DRIFT: Final = 24
+_STEP: Final = 2
 
 
 class CancellerMissing(RuntimeError):
@@ -152,7 +156,7 @@ class Alignment:
         """By how many samples the reference is to be kept back, up to 384."""
         self._known: Response | None = None
         self._lead = self._jump = 0
-        self._heard: list[tuple[Samples, Samples]] = []
+        self._listened: list[tuple[Samples, Samples]] = []
 
     def find(self, beginning: list[tuple[Samples, Samples]]) -> bool:
         """Look at what was heard and played of a run so far; False while that is too little."""
@@ -164,35 +168,49 @@ class Alignment:
         if self._known is None:
             self._lead = min(max(int(np.argmax(response)) - _CLOSEST, 0), _LEAD)
             self._known = response
-        overlap = np.correlate(response, self._known[_JUMP:-_JUMP])
-        self._jump = int(np.argmax(overlap)) - _JUMP
+        self._jump = _offset(response, self._known, 0, _JUMP)
+        self._listened = []
         self.shift = max(0, self._lead + self._jump)
-        self._heard = []
         return True
 
     def listen(self, samples: Samples, played: Samples) -> None:
-        """Learn on, from the sound of a run that is aligned."""
-        if self._known is None:
+        """Learn on from the sound of an aligned run, and follow a drift of the clocks."""
+        self._listened.append((samples, played))
+        if self._known is None or len(self._listened) < _LEARNING_BLOCKS:
             return
-        self._heard.append((samples, played))
-        if len(self._heard) < _LEARNING_BLOCKS:
-            return
-        if all(_rms(each) > _SOUNDING for _, each in self._heard[:_ALIGNING_BLOCKS]):
-            self._known = _FORGETS * self._known + np.roll(_response(self._heard), -self._jump)
-        self._heard = []
+        if sum(_rms(each) > _SOUNDING for _, each in self._listened) >= _ALIGNING_BLOCKS:
+            response = _response(self._listened)
+            drift = _offset(response, self._known, self._jump, _DRIFT) - self._jump
+            self._known = _FORGETS * self._known + np.roll(response, -self._jump - drift)
+            self._jump += max(-_STEP, min(_STEP, drift))
+            self.shift = max(0, self._lead + self._jump)
+        self._listened = []
 
 
 def _response(blocks: list[tuple[Samples, Samples]]) -> Response:
     """Of the room, to the last half second of (heard, played): shape (_LAGS,)."""
     last = blocks[-_LEARNING_BLOCKS:]
-    heard = np.fft.rfft(np.concatenate([each for each, _ in last]), _FFT)
-    played = np.fft.rfft(np.concatenate([each for _, each in last]), _FFT)
+    # Edges, which both have in common, would pass for an echo without delay.
+    ramp = np.sin(np.linspace(0, np.pi / 2, BLOCK_FRAMES)) ** 2
+    window = np.ones(len(last) * BLOCK_FRAMES)
+    window[:BLOCK_FRAMES], window[-BLOCK_FRAMES:] = ramp, ramp[::-1]
+    heard = np.fft.rfft(np.concatenate([each for each, _ in last]) * window, _FFT)
+    played = np.fft.rfft(np.concatenate([each for _, each in last]) * window, _FFT)
     low, high = (hz * _FFT // WIRE_RATE for hz in _BAND_HZ)
     product = np.zeros_like(heard)
     product[low:high] = heard[low:high] * played[low:high].conj()
     product[low:high] /= np.abs(product[low:high]) + 1e-9
     response: Response = np.fft.irfft(product, _FFT)[:_LAGS].astype(np.float32)
     return response
+
+
+def _offset(response: Response, known: Response, near: int, within: int) -> int:
+    """By how many samples the response is later than the known one: `near`, give or take."""
+    margin = abs(near) + within
+    middle = known[margin:-margin]
+    start = margin + near - within
+    overlap = np.correlate(response[start : start + len(middle) + 2 * within], middle)
+    return near - within + int(np.argmax(overlap))
 
 
 def _rms(samples: Samples) -> float:
