@@ -395,7 +395,8 @@ class App:
         now = time.monotonic()
         try:
             new = configs.load(self._places.config)
-            canceller = _canceller(new)
+            changed = new.microphone != self._config.microphone
+            canceller = _canceller(new) if changed else None
         except (ConfigError, CancellerMissing) as exc:
             problem = str(exc)
             self.dispatch(DeviceFault("config", "config-invalid", problem, now))

@@ -1188,3 +1188,76 @@ def test_a_line_so_slow_that_the_end_comes_late_makes_one_turn_of_one() -> None:
     assert kinds.count("input_audio_buffer.committed") == 1
     assert kinds.count("response.created") == 1
     assert "response.create" not in world.types()
+
+
+def test_a_slow_dial_loses_nothing_where_the_meaning_ends_the_turn() -> None:
+    world = World(MEANING, dial_s=12.0)
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.3)
+    world.until_state(TurnState.SPEAKING)
+    assert find(QUESTION, world.appended()) >= 0
+
+
+def test_a_press_ends_a_turn_by_meaning_at_once() -> None:
+    world = World(MEANING)
+    world.filter = lambda event: (
+        None if event["type"] == "input_audio_buffer.speech_stopped" else event
+    )
+    world.run(4)
+    world.tap(105.0)
+    world.say(voice(4), 105.3)
+    world.tap(108.0)
+    world.run(until=lambda: "input_audio_buffer.commit" in world.types())
+    assert world.now < 108.5
+
+
+def test_an_answer_is_raised_again_when_nobody_can_be_heard_any_more() -> None:
+    world = asked(World(ARRAY, LONG))
+    world.say(SECOND, world.now + 0.3)
+    world.run(until=lambda: bool(world.ducks))
+    world.command("mute")
+    world.run(0.1)
+    assert [on for _, on in world.ducks] == [True, False]
+
+
+def test_speech_over_an_answer_that_can_not_be_answered_is_refused_as_a_press_is() -> None:
+    world = asked(World(ARRAY, LONG))
+    world.run(2.5)
+    world.give(KeyState("key-refused", world.now, "revoked"))
+    world.say(SECOND, world.now + 0.1)
+    world.run(1.5)
+    assert world.core.state is TurnState.IDLE
+    assert world.chimes[-1][1] == "account"
+
+
+def test_an_answer_that_failed_leaves_no_piece_of_the_question_behind() -> None:
+    config = Config(microphone=Microphone(echo="hardware"), turn=Turn(end="local"))
+    world = World(config)
+    world.run(4)
+    world.tap(105.0)
+    world.say(QUESTION, 105.3)
+    world.until_state(TurnState.THINKING)
+    world.command("interrupt")
+    world.run(3)
+    assert world.states.count("hearing") == 1
+
+
+def test_a_press_that_cuts_an_answer_is_followed_by_silence() -> None:
+    world = asked(World())
+    before = len(world.chimes)
+    world.tap(world.now + 0.3)
+    world.run(2)
+    assert world.chimes[before:] == []
+
+
+def test_a_held_turn_whose_last_blocks_are_late_is_not_thrown_away() -> None:
+    world = World()
+    world.run(4)
+    world.press(105.0)
+    world.run(until=lambda: world.now > 105.45)
+    world._hear = lambda: None  # type: ignore[method-assign]
+    world.release(105.5)
+    world.run(until=lambda: world.core.state is not TurnState.HEARING)
+    world.run(0.5)
+    assert "input_audio_buffer.commit" in world.types()

@@ -64,9 +64,9 @@ def test_what_is_only_a_pity_makes_not_deaf() -> None:
     assert patient.health.why_deaf() is None
 
 
-def test_a_dead_channel_makes_deaf_until_it_lives() -> None:
+def test_a_dead_channel_is_told_until_it_lives_and_refuses_nobody() -> None:
     patient = Patient().hear(DEAD, TALKING)
-    assert patient.health.why_deaf() is not None
+    assert patient.health.why_deaf() is None  # it may be one of a mix, or silent between sentences
     assert "channel 0" in patient.health.faults["microphone-dead"]
     patient.hear(TALKING, TALKING)
     assert patient.health.faults == {}

@@ -267,7 +267,7 @@ class Conversation:
         self._forget_turn()
         # Who speaks into the end of an answer has begun before it was over.
         early_s = self._preroll_s if self._microphone.echo_free else 0.0
-        self._up.begin(self._now - early_s, held=False)
+        self._up.begin(max(self._now - early_s, self._turn.collected_until), held=False)
         if self._why_refused() or not self._config.turn.follow_up_s:
             self._cause(Cause.TIMEOUT)
         else:
@@ -275,8 +275,9 @@ class Conversation:
 
     def _hands_free(self) -> None:
         self._listen(FIRST_WORD_S)
-        if self.state is TurnState.LISTENING:
-            self._chime("listening")  # not into the words of somebody who speaks already
+        # Not into the words of somebody who speaks already; and silence is the sign of a cut.
+        if self.state is TurnState.LISTENING and self._pressed_into is not TurnState.SPEAKING:
+            self._chime("listening")
 
     def _listen(self, window_s: float) -> None:
         """Hands-free from now on. Without a gate all is speech until the server says otherwise."""
@@ -315,6 +316,7 @@ class Conversation:
         if self._up.by_meaning:
             self._turn.collecting = True
             self._timers.set("undecided", self._now + UNDECIDED_S)
+            self._timers.set("stale", self._now + STALE_S)
             return
         self._turn.collecting = False
         self._timers.set("grace", self._now + GRACE_S)
@@ -323,6 +325,7 @@ class Conversation:
     def _end_turn(self) -> None:
         self._timers.cancel("grace", "unheard", "gateless", "undecided")
         self._timers.set("stale", self._now + STALE_S)
+        self._turn.forced |= self._up.by_meaning  # seconds of silence would have to convince it
         if self._turn.released_at is None:
             self._end_collecting()
         else:
@@ -333,13 +336,14 @@ class Conversation:
         if self._turn.held and not self._turn.faint:
             self._outbox.note("nothing-said", "nothing was said", logging.INFO)
             self._cause(Cause.NOTHING)
-            self._chime("nothing-said")
+            self._chime_for_nothing()
             return
         self._up.end_collecting()
         self._chime("sent")
 
     def _await_answer(self) -> None:
-        if not self._turn.ended and not self._turn.ending:
+        heard_on = self._turn.collecting and not self._config.gate.enabled
+        if not (self._turn.ended or self._turn.ending or heard_on):
             self._chime("sent")
         self._turn.ended = True
         self._microphone.rest()
@@ -396,6 +400,8 @@ class Conversation:
         self._up.begin(self._now - SPEECH_OVER_S, held=False)
         self._turn.by_voice = True
         self._collect_speech()
+        if not self._config.gate.enabled:
+            self._timers.set("gateless", self._now + FIRST_WORD_S)
 
     def _replay(self) -> None:
         """The session that had the turn is gone: the next one gets it whole."""
@@ -427,6 +433,11 @@ class Conversation:
         self._timers.cancel(
             "grace", "unheard", "gateless", "create", "asked", "tail", "stale", "undecided"
         )
+
+    def _chime_for_nothing(self) -> None:
+        """Nothing was said, or nothing was heard."""
+        dead = "microphone-dead" in self._health.faults
+        self._chime(FAULTS["microphone-dead"].sound if dead else "nothing-said")
 
     def _chime(self, name: str) -> None:
         if self._config.sounds.enabled:
@@ -517,6 +528,7 @@ class Conversation:
     def _mute(self) -> str | None:
         self.muted = True
         self._outbox.add(SetMuted(True), DropUnsent())
+        self._duck(False)
         self._microphone.wipe(self._now)
         self._cause(Cause.MUTE)
         if self.state is TurnState.THINKING:
@@ -561,11 +573,18 @@ class Conversation:
     def _hear_over_answer(self, change: Change | None) -> None:
         """Lower the answer at the first sign of somebody speaking, cut it when that is certain."""
         self._note_half_duplex()
-        if change is Change.OPENED:
+        if change is not Change.OPENED:
+            self._duck(self._microphone.doubtful)
+        elif refusal := self._why_refused():
+            self._cause(Cause.INTERRUPT)
+            self._refuse(*refusal)
+        else:
             self._cause(Cause.SPEECH_OVER)
-        elif self._microphone.doubtful is not self._ducked:
-            self._ducked = self._microphone.doubtful
-            self._outbox.add(Duck(self._ducked))
+
+    def _duck(self, on: bool) -> None:
+        if on is not self._ducked:
+            self._ducked = on
+            self._outbox.add(Duck(on))
 
     def _note_half_duplex(self) -> None:
         why = self._microphone.why_half_duplex
@@ -820,6 +839,7 @@ class Conversation:
             self._shown = None
         if event.device == "microphone":
             self._microphone.wipe(self._now)
+            self._duck(False)
         listening = self.state in (TurnState.LISTENING, TurnState.HEARING)
         if event.device in ("speaker", "lights") or (event.device == "microphone" and listening):
             if self.state is not TurnState.IDLE:
@@ -888,7 +908,7 @@ class Conversation:
         if not waiting and self.state is not TurnState.SPEAKING:
             self._refuse("what was said could not be answered", "network")
         elif waiting and self._turn.by_press:
-            self._chime("nothing-said")
+            self._chime_for_nothing()
         self._cause(Cause.TIMEOUT)
 
     def _time_stale(self) -> None:
@@ -911,15 +931,23 @@ class Conversation:
         if self.state is TurnState.HEARING:
             self._cause(Cause.END)
 
+    def _time_tail(self) -> None:
+        """The last blocks before the release are late. What was not heard may hold a word."""
+        released_at = self._turn.released_at or self._now
+        self._turn.faint |= self._turn.collected_until < released_at - BLOCK_MS / 1000
+        self._end_collecting()
+
     def _time_undecided(self) -> None:
         """The server should have known long ago whether that was all."""
         if self.state is not TurnState.HEARING:
             return
-        if not self._turn.server_heard:
+        if not self._turn.appended:  # it is still being dialled: the server knows nothing yet
+            self._timers.set("undecided", self._now + UNDECIDED_S)
+        elif not self._turn.server_heard:
             self._cause(Cause.UNHEARD)
-            return
-        self._turn.forced = True
-        self._cause(Cause.END)
+        else:
+            self._turn.forced = True
+            self._cause(Cause.END)
 
     def _time_gateless(self) -> None:
         """Without a gate all is streamed; if the server hears no word in it, that's that."""
@@ -1046,7 +1074,7 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
     "ceiling": _C._time_ceiling,
     "hang_up": _C._time_hang_up,
     "grace": lambda c: c._up.pad(),
-    "tail": lambda c: c._end_collecting(),
+    "tail": _C._time_tail,
     "unheard": _C._time_unheard,
     "undecided": _C._time_undecided,
     "gateless": _C._time_gateless,

@@ -145,6 +145,11 @@ class Interjection:
         self._since = self._sounding = self._clean = 0
         self._silent = False
 
+    @property
+    def deaf(self) -> bool:
+        """True while our canceller looks for the echo and passes on what is heard as it is."""
+        return self._deaf
+
     def talker(self, level_dbfs: float) -> None:
         """The level of a block of speech that was heard while we were silent."""
         self._talker.append(level_dbfs)

@@ -45,7 +45,7 @@ def _link(name: str, status: str, remedy: str, retry: Retry, sound: str) -> Faul
 _ROWS = (
     _deaf("microphone-lost", "microphone is missing", "plug it in, or set microphone.device"),
     _deaf("microphone-wrong", "microphone can't do what is configured", "see [microphone]"),
-    _deaf("microphone-dead", "microphone delivers no sound", "see microphone.use; is it off?"),
+    Fault("microphone-dead", "microphone delivers no sound", "see microphone.use; is it off?"),
     Fault("microphone-channel", "another channel hears better", "run voicectl calibrate"),
     Fault("microphone-clipped", "microphone is overdriven", "lower its gain in alsamixer"),
     _deaf("speaker-lost", "speaker is missing", "plug it in, or set speaker.device"),

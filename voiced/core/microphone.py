@@ -23,6 +23,9 @@ ECHO_TAIL_S = 0.2
 """After our own playback the room still sounds; a living room's early decay takes 100-200 ms.
 The gate does not listen meanwhile; what a person says then is kept, as the ring has it."""
 
+CHIME_TAIL_S = 0.08
+"""After an earcon, which is short and 9 dB softer at least."""
+
 
 class Change(Enum):
     OPENED = "opened"
@@ -60,6 +63,7 @@ class Microphone:
         self._barrier_at = float("-inf")
         self._answering = False
         self._sound_since = self._sound_until = float("-inf")
+        self._tail_s = ECHO_TAIL_S
         self._onset_at = float("-inf")
         self.reading: Reading | None = None
         self.open = not gate.enabled
@@ -93,12 +97,17 @@ class Microphone:
         self._answering = answering
         was_open = self.open
         if answering or block.played is not None:
-            if at - self._sound_until > ECHO_TAIL_S:
+            if at - self._sound_until > self._tail_s:
+                self._tail_s = CHIME_TAIL_S
                 self._sound_since = at - _BLOCK_S
                 if self._over_us:
                     self._over_us.reset()
             self._sound_until = at
-        in_the_room = at - self._sound_until < ECHO_TAIL_S
+        if answering:
+            self._tail_s = ECHO_TAIL_S
+            if self._over_us and self._over_us.deaf and block.played is not None:
+                self._barrier_at = max(self._barrier_at, at)  # nothing takes our echo out yet
+        in_the_room = at - self._sound_until < self._tail_s
         if in_the_room and self._over_us:
             self._hear_over_us(block)
         if answering and not self.full_duplex:
@@ -121,7 +130,7 @@ class Microphone:
         self.open = reading.open
         if self.open and not was_open:
             self._onset_at = block.at - (reading.onset_blocks + 1) * _BLOCK_S
-            if self._onset_at < self._sound_until + ECHO_TAIL_S + _BLOCK_S:
+            if self._onset_at < self._sound_until + self._tail_s + _BLOCK_S:
                 # It may have begun while the gate was deaf.
                 self._onset_at = min(self._onset_at, self._sound_since + GATE_PREROLL_MS / 1000)
         if self._over_us and reading.open and reading.speech:
@@ -156,6 +165,7 @@ class Microphone:
         """Forget all and everything (mute)."""
         self._ring.clear()
         self._barrier_at = now
+        self.doubtful = False
         self.reading = None
         if self._gate:
             self._gate.reset()
@@ -167,6 +177,7 @@ class Microphone:
         if not self.echo_free:
             self._barrier_at = max(self._barrier_at, now)
         self._sound_until = now
+        self._tail_s = ECHO_TAIL_S
         self.doubtful = False
         self.close()
 

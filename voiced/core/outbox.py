@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from voiced.core.realtime import Encoder
-from voiced.events import Effect, Note, Send
+from voiced.events import Chime, Effect, Note, Send
 
 
 class Outbox:
@@ -34,6 +34,6 @@ class Outbox:
         self.add(Note(name, self.now, text, level, fields))
 
     def take(self) -> list[Effect]:
-        """All effects so far; the box is empty then."""
+        """All effects so far, sounds last: no word waits for one. The box is empty then."""
         effects, self._effects = self._effects, []
-        return effects
+        return sorted(effects, key=lambda effect: isinstance(effect, Chime))

@@ -62,8 +62,8 @@ class Canceller:
 
     At the beginning of each run of our sound, for 0.3 to 1 s, what is heard is passed on as it is.
 
-    `failures` counts blocks that the module didn't take. They are replaced by silence: with the
-    echo in it, what was heard would pass for somebody speaking.
+    `failures` counts blocks that the module didn't take. While we sound they are replaced by
+    silence: with the echo in it, what was heard would pass for somebody speaking.
 
     Raises:
         CancellerMissing: the canceller is not installed, or its library doesn't load.
@@ -137,7 +137,7 @@ class Canceller:
             self.failures += 1
             level = logging.DEBUG if self.failures > 1 else logging.WARNING
             log.log(level, "the echo canceller failed: %r", exc)
-            return np.zeros(BLOCK_FRAMES, np.int16)
+            return np.zeros(BLOCK_FRAMES, np.int16) if played.any() else self._heard[:BLOCK_FRAMES]
         return np.frombuffer(clean, np.int16)
 
     def _wrapped(self, data: bytes) -> Any:
@@ -158,6 +158,9 @@ class Alignment:
         self._lead = self._jump = 0
         self._listened: list[tuple[Samples, Samples]] = []
 
+    def _place(self) -> None:
+        self.shift = min(max(0, self._lead + self._jump), _LEAD + _JUMP)
+
     def find(self, beginning: list[tuple[Samples, Samples]]) -> bool:
         """Look at what was heard and played of a run so far; False while that is too little."""
         needed = _LEARNING_BLOCKS if self._known is None else _ALIGNING_BLOCKS
@@ -170,7 +173,7 @@ class Alignment:
             self._known = response
         self._jump = _offset(response, self._known, 0, _JUMP)
         self._listened = []
-        self.shift = max(0, self._lead + self._jump)
+        self._place()
         return True
 
     def listen(self, samples: Samples, played: Samples) -> None:
@@ -183,7 +186,7 @@ class Alignment:
             drift = _offset(response, self._known, self._jump, _DRIFT) - self._jump
             self._known = _FORGETS * self._known + np.roll(response, -self._jump - drift)
             self._jump += max(-_STEP, min(_STEP, drift))
-            self.shift = max(0, self._lead + self._jump)
+            self._place()
         self._listened = []
 
 

@@ -504,6 +504,7 @@ def _try(stack: ExitStack, folder: Path, args: argparse.Namespace) -> None:
     sound = _have_sound(stack)
     url = args.url or _have_server(stack, folder, args.answer)
     settings = stand.settings(url, args.key_file, sound.microphone, sound.speaker)
+    del settings["sounds"]  # here they are for somebody to hear
     daemon = _have_daemon(stack, folder, settings)
     finger = stack.enter_context(Finger(daemon.board))
     connection = stack.enter_context(Connection(str(daemon.control)))
