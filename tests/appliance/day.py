@@ -240,7 +240,8 @@ class Day:
         """Somebody speaks over the answer, and is heard: with an array that cancels its own echo,
         as no sound gets from one of the machine's cards to the other."""
         with self.configured(microphone={"echo": "hardware"}):
-            self._hear_out()  # the detector trusts an array when it has heard nothing of us
+            for _ in range(2):  # an array is trusted when for a second nothing of us was heard
+                self._hear_out()
             for _ in range(3):
                 self._speak_over()
 
