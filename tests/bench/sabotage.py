@@ -127,9 +127,9 @@ def deaf_over_answer() -> None:
     microphone.Interjection.push = lambda self, *_: Sign.NONE  # type: ignore[method-assign]
 
 
-def no_prebuffer() -> None:
-    """An answer begins with its first sample, however little there is."""
-    playback.PREBUFFER_S = 0.0
+def late_start() -> None:
+    """An answer waits for more of it than is needed."""
+    playback.PREBUFFER_S = playback.PREBUFFER_WAIT_S = 0.6
 
 
 def spin() -> None:
@@ -157,7 +157,7 @@ SABOTAGES = {
     "gate-open": Sabotage(gate_open, "ends"),
     "short-silence": Sabotage(short_silence, "ends"),
     "no-zeros": Sabotage(no_zeros, "ends"),
-    "no-prebuffer": Sabotage(no_prebuffer, "answers"),
+    "late-start": Sabotage(late_start, "answers"),
     "spin": Sabotage(spin, "cost"),
 }
 
