@@ -34,9 +34,10 @@ DROP_IN = "/etc/systemd/system/voiced.service.d/realtime.conf"
 
 LEAD_S = 6.0  # of room before somebody speaks: the gate knows its floor after 4 s
 TAIL_S = 3.0
-FINGER_S = 0.2  # pressed so long before the first word, released so long after the last
+FINGER_S = 0.2  # pressed so long before the first word
+HELD_ON_S = 0.8  # released so long after the last: the dial may take most of the words
 LISTEN_S = 0.7  # to an answer, before it is cut
-GAP_S = 1.0  # behind a question: in the middle of its answer, which is as long
+GAP_S = 1.6  # behind a question: in the middle of its answer, which is as long
 LOG_S = 1.2  # the server writes its log once a second
 WHOLE = 0.9  # correlation of what was said and what was heard: resampled twice, over noise
 
@@ -186,7 +187,7 @@ class Day:
         stage.look()
         stage.sleep_until(said.started_at + LEAD_S + self._first_s - FINGER_S)
         pressed = stage.press()
-        stage.sleep_until(said.started_at + LEAD_S + self._last_s + FINGER_S)
+        stage.sleep_until(said.started_at + LEAD_S + self._last_s + HELD_ON_S)
         lit = stage.lit()
         if lit is None:
             raise Broken("the light stayed dark while somebody held the button")
