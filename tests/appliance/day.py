@@ -200,7 +200,7 @@ class Day:
         if not appends:
             raise Broken("nothing was sent of a held turn")
         self._note("press to first append", (appends[0].t - pressed) * 1000, beside=beside)
-        delays = list(append_delays_ms(turn, said))
+        delays = list(append_delays_ms(turn, said, burst_s=0.4))
         self._note("speech to wire, held turn", *delays, beside=beside)
         sent = np.concatenate([frame.audio for frame in appends])
         whole = correlation(to_rate(sent, RATE // 2, RATE), self._voice)

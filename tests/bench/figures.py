@@ -65,13 +65,13 @@ def sounding(ear: Ear, start: float, end: float) -> tuple[float, float, int] | N
     return ear.time_at(begin), ear.time_at(last), last - begin + 1
 
 
-def append_delays_ms(frames: list[Frame], tap: Ear) -> Iterator[float]:
+def append_delays_ms(frames: list[Frame], tap: Ear, burst_s: float = 0.05) -> Iterator[float]:
     """Of each millisecond in live appends: from when it was at the microphone until it was
     received. The stretch is dated by finding it in the tap's recording."""
     appends = [frame for frame in frames if frame.kind == APPEND]
     if not appends:
         return
-    burst_over = appends[0].t + 0.05
+    burst_over = appends[0].t + burst_s  # of what was said while it was dialled
     live = [frame for frame in appends if frame.t > burst_over]
     if len(live) < 10:
         return
