@@ -306,7 +306,10 @@ class Room:
         while True:
             yield {"event": "press", "t": 1.0, "text": "somebody plays with the button"}
             self.shown += 1
-            yield {"meter": meter(self.levels_dbfs[self.shown - 1])}
+            yield {"meter": self.meter()}
+
+    def meter(self) -> dict[str, Any]:
+        return meter(self.levels_dbfs[self.shown - 1])
 
     def ask(self, command: str) -> dict[str, Any]:
         assert command == "status"
@@ -366,6 +369,35 @@ def test_calibrate_notices_that_it_was_muted_on_the_way() -> None:
     assert [finding["name"] for finding in report["findings"]] == ["muted"]
 
 
+@pytest.mark.parametrize("change", [{"use": [1]}, {"gain_db": 6.0}, {"quiet_dbfs": -50.0}])
+def test_calibrate_notices_a_reload_on_the_way(change: dict[str, Any]) -> None:
+    after = IDLE | {"microphone": IDLE["microphone"] | change}
+    with pytest.raises(Refused, match="configuration changed meanwhile: calibrate again"):
+        calibrated(Room(QUIET + VOICE, after=after))
+
+
+def test_calibrate_notices_another_number_of_channels() -> None:
+    class Reloaded(Room):
+        def meter(self) -> dict[str, Any]:
+            heard = super().meter()
+            return heard if self.shown <= 50 else heard | {"channels": heard["channels"] * 2}
+
+    with pytest.raises(Refused, match="configuration changed meanwhile"):
+        calibrated(Reloaded(QUIET + VOICE))
+
+
+def test_calibrate_ends_though_the_meter_falls_silent() -> None:
+    class Silent(Room):
+        def messages(self) -> Iterator[dict[str, Any]]:
+            while True:
+                self.shown += 1
+                assert self.shown <= 110, "it waits for ever"
+                yield {"event": "press", "t": 1.0, "text": "somebody plays with the button"}
+
+    report = calibrated(Silent([]))
+    assert [finding["name"] for finding in report["findings"]] == ["microphone-lost"]
+
+
 def test_calibrate_with_an_older_daemon_is_refused() -> None:
     with pytest.raises(Refused, match="older than voicectl"):
         calibrated(Room([]), {"muted": False})
@@ -401,9 +433,9 @@ def test_a_person_reads_that_all_is_well() -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phases that are over with the first readings of a real clock."""
-    monkeypatch.setattr(voicectl.calibration, "ROOM", Phase("Quiet", 0.05, 0))
-    monkeypatch.setattr(voicectl.calibration, "SPEECH", Phase("Speak", 0.05, 0))
+    """Phases that are over with the third reading of a real clock."""
+    monkeypatch.setattr(voicectl.calibration, "ROOM", Phase("Quiet", 0.3, 0))
+    monkeypatch.setattr(voicectl.calibration, "SPEECH", Phase("Speak", 0.3, 0))
 
 
 @pytest.mark.usefixtures("brief")
@@ -414,7 +446,7 @@ def test_calibrate_through_the_socket_ends_with_1_where_something_is_wrong(
     assert ask(daemon, "calibrate") == 1
     out, err = capsys.readouterr()
     assert "PROBLEM  nobody-spoke: " in out
-    assert err == "Quiet, for 0.05 s.\nSpeak, for 0.05 s.\n"
+    assert err == "Quiet, for 0.3 s.\nSpeak, for 0.3 s.\n"
 
 
 @pytest.mark.usefixtures("brief")

@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from voiced.core import calibration
@@ -45,6 +44,7 @@ COMMANDS = {
     "tap": "press it and let it go",
     "interrupt": "stop the answer",
     "hangup": "end the conversation and the session",
+    "forget": "the same, and forget what was said: the next turn begins anew",
     "mute": "mute the microphone, also after a restart",
     "unmute": "make it live again",
     "reload": "read the configuration again",
@@ -83,12 +83,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -264,10 +259,12 @@ def calibrate(
 ) -> calibration.Report:
     """Listen to room and voice, as the person is told to on stderr, and judge them.
 
-    The daemon's meter paces it: nothing here sleeps.
+    The daemon's meter paces it: nothing here sleeps. Raises Refused if the microphone's settings
+    were others afterwards, and if the daemon is too old.
     """
     if "microphone" not in snapshot:
         raise Refused("this voiced is older than voicectl: systemctl restart voiced")
+    before = snapshot["microphone"]
     obstacle = calibration.obstacle(snapshot)
     if obstacle:
         return calibration.refused(obstacle)
@@ -279,6 +276,9 @@ def calibrate(
     if obstacle:
         return calibration.refused(obstacle)
     now = snapshot["microphone"]
+    numbers = {len(meter["channels"]) for meter in room + speech if meter["channels"]}
+    if now != before or len(numbers) > 1:
+        raise Refused("the configuration changed meanwhile: calibrate again")
     settings = calibration.Settings(
         tuple(now["use"]), now["gain_db"], now["echo"], now["quiet_dbfs"]
     )
@@ -288,17 +288,15 @@ def calibrate(
 def _listen(
     daemon: Connection, phase: calibration.Phase, clock: Callable[[], float]
 ) -> list[Message]:
-    """The meter's readings of a phase, once it has settled."""
+    """The meter's readings of a phase, once it has settled; none if only other messages come."""
     readings = []
     began = clock()
     countdown = sys.stderr.isatty()
     told = f"{phase.say}, for {phase.seconds:g} s."
     print(told, end="" if countdown else "\n", file=sys.stderr, flush=True)
     for message in daemon.messages():
-        if "meter" not in message:
-            continue
         elapsed_s = clock() - began
-        if elapsed_s >= phase.settled_s:
+        if "meter" in message and elapsed_s >= phase.settled_s:
             readings.append(message["meter"])
         if countdown:
             left_s = max(0, math.ceil(phase.seconds - elapsed_s))

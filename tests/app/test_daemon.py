@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from voiced.app import STUCK_S
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import QUESTION
+from voiced.sim.streams import Ear, Mouth
 from voiced.sim.wav import read_wav, to_rate, write_wav
 
 DEADLINE_S = 20.0  # for what takes a second on an idle machine

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from voiced.sim.board import Finger
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import BUTTON_PIN, Daemon, Server, Watch, settings
+from voiced.sim.streams import Ear, Mouth
 from voiced.sim.wav import Samples, to_rate
 
 RATE = 48_000

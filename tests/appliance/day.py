@@ -284,32 +284,31 @@ class Day:
         voice = self._voice[round(self._first_s * RATE) : round(self._last_s * RATE)]
         pause = np.zeros(RATE // 2, np.int16)
         said = stage.say(spoken(np.concatenate((voice, pause, voice)), LEAD_S, TAIL_S))
-        stage.sleep_until(said.started_at + LEAD_S - 1.0)
-        pressed = stage.tap()
-        speaking = stage.until("turn", pressed, turn="speaking")
-        stage.until("turn", speaking["t"], turn="listening")
-        time.sleep(LOG_S)
-        stage.hang_up()
+        turn = self._tap_and_hear_out(said)
         ended = said.started_at + LEAD_S + 2 * len(voice) / RATE + 0.5
-        turn = between(stage.frames(), pressed, stage.now())
         closed = [frame.t for frame in turn if frame.kind == COMMITTED]
         early = sum(t < ended for t in closed)
         self._note("pauses of 500 ms that ended a turn", float(early), unit="")
         late = [(t - ended) * 1000 for t in closed if t >= ended]
         self._note(f"end of speech to turn closed, {end}", *late[:1])
 
-    def free_turn(self) -> None:
-        """Tap, speak, and hear the whole answer; hang up."""
+    def _tap_and_hear_out(self, said: Recording) -> list[Frame]:
+        """Tap a second before this is said, hear the whole answer, hang up; the turn's frames."""
         stage = self.stage
-        said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
-        stage.listen()
         stage.sleep_until(said.started_at + LEAD_S - 1.0)
         pressed = stage.tap()
         speaking = stage.until("turn", pressed, turn="speaking")
         stage.until("turn", speaking["t"], turn="listening")
         time.sleep(LOG_S)
         stage.hang_up()
-        turn = between(stage.frames(), pressed, stage.now())
+        return between(stage.frames(), pressed, stage.now())
+
+    def free_turn(self) -> None:
+        """Tap, speak, and hear the whole answer; hang up."""
+        stage = self.stage
+        said = stage.say(spoken(self._voice, LEAD_S, TAIL_S))
+        stage.listen()
+        turn = self._tap_and_hear_out(said)
         begins = said.started_at + LEAD_S
         appends = [frame.t for frame in turn if frame.kind == APPEND]
         closed = [frame.t for frame in turn if frame.kind == COMMITTED]

@@ -17,8 +17,9 @@ from tests.bench import answers, cost, echo, ends, gate, silence, words
 from tests.bench.sabotage import SABOTAGES
 from tests.bench.stage import Scenario, Stage, circumstances
 from tests.bench.table import as_json, table
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import StandError
+from voiced.sim.streams import Ear, Mouth
 
 
 def _of_recordings(stage: Stage) -> None:

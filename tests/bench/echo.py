@@ -24,9 +24,9 @@ from tests.bench import noises
 from tests.bench.rooms import Room, Samples, answer, as_blocks, drifted
 from tests.bench.table import Row, table
 from tests.bench.voices import ACTIVE_DBFS, JUDGING, TUNING, Recording, recordings
-from voiced.core.echo import Interjection, Sign
-from voiced.core.gate import BLOCK_MS, BLOCK_SAMPLES, RATE_HZ
+from voiced.core.barge_in import BargeIn, Sign
 from voiced.edge.echo import Canceller
+from voiced.events import BLOCK_FRAMES, BLOCK_MS, WIRE_RATE
 
 Mode = Literal["cancel", "hardware", "gate"]
 
@@ -49,7 +49,6 @@ class Scene:
     nobody, at `over_db` over the echo (in mode gate: over the talker's normal level)."""
 
     room: Room
-    seed: int
     far_dbfs: float
     ppm: float
     when: tuple[int, int] | None = None
@@ -89,7 +88,7 @@ def scenes(count: int, first_seed: int) -> list[Scene]:
             noise=str(rng.choice(list(noises.STATIONARY))),
         )
         ppm = float(rng.uniform(-100, 100))
-        drawn.append(Scene(room, seed, float(rng.choice((-20, -26))), ppm))
+        drawn.append(Scene(room, float(rng.choice((-20, -26))), ppm))
     return drawn
 
 
@@ -102,45 +101,45 @@ def syllable(recording: Recording) -> int:
 
 def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
     """Three answers in a row; if somebody interjects, then once in the second and the third."""
-    rng = np.random.default_rng((scene.seed, 1))
+    rng = np.random.default_rng((scene.room.seed, 1))
     room, outcome = scene.room, Outcome(scene)
     order = rng.permutation(len(people))
-    device = [people[i] for i in order[: len(people) // 2] if len(people[i].samples) > RATE_HZ]
+    device = [people[i] for i in order[: len(people) // 2] if len(people[i].samples) > WIRE_RATE]
     others = [people[i] for i in order[len(people) // 2 :]]
 
     total = LEAD_BLOCKS + ANSWERS * (ANSWER_BLOCKS + PAUSE_BLOCKS)
-    played, emitted, near = (np.zeros(total * BLOCK_SAMPLES) for _ in range(3))
+    played, emitted, near = (np.zeros(total * BLOCK_FRAMES) for _ in range(3))
     sounding = np.zeros(total, bool)
     begins = [LEAD_BLOCKS + i * (ANSWER_BLOCKS + PAUSE_BLOCKS) for i in range(ANSWERS)]
     said: list[tuple[int, int, int]] = []  # first sample of its first syllable, block before, after
     for i, begin in enumerate(begins):
-        sound = answer(device, ANSWER_BLOCKS * BLOCK_MS / 1000, scene.far_dbfs, scene.seed + i)
-        _put(played, sound, begin * BLOCK_SAMPLES)
-        off = round(rng.uniform(-JITTER_S, JITTER_S) * RATE_HZ)
-        _put(emitted, drifted(sound, scene.ppm), begin * BLOCK_SAMPLES + off)
+        sound = answer(device, ANSWER_BLOCKS * BLOCK_MS / 1000, scene.far_dbfs, room.seed + i)
+        _put(played, sound, begin * BLOCK_FRAMES)
+        off = round(rng.uniform(-JITTER_S, JITTER_S) * WIRE_RATE)
+        _put(emitted, drifted(sound, scene.ppm), begin * BLOCK_FRAMES + off)
         sounding[begin : begin + ANSWER_BLOCKS] = True
         if scene.when and i:
             recording = others[rng.integers(len(others))]
-            sample = round((begin + rng.uniform(*scene.when)) * BLOCK_SAMPLES)
-            words = room.said(recording)[recording.first * BLOCK_SAMPLES :][: 2 * RATE_HZ]
+            sample = round((begin + rng.uniform(*scene.when)) * BLOCK_FRAMES)
+            words = room.said(recording)[recording.first * BLOCK_FRAMES :][: 2 * WIRE_RATE]
             _put(near, words, sample)
-            onset = sample + (syllable(recording) - recording.first) * BLOCK_SAMPLES
-            end = (sample + len(words)) // BLOCK_SAMPLES + AFTERWARDS_BLOCKS
-            said.append((onset, sample // BLOCK_SAMPLES, end))
+            onset = sample + (syllable(recording) - recording.first) * BLOCK_FRAMES
+            end = (sample + len(words)) // BLOCK_FRAMES + AFTERWARDS_BLOCKS
+            said.append((onset, sample // BLOCK_FRAMES, end))
 
     echo_dbfs = scene.far_dbfs + room.gain_db
     level_dbfs = TALKER_DBFS if mode == "gate" else echo_dbfs
     near *= 10 ** ((level_dbfs + scene.over_db - ACTIVE_DBFS) / 20)
     talks: list[float] = []
-    noise = getattr(noises, room.noise)(len(near), scene.seed) * 10 ** (room.noise_dbfs / 20)
+    noise = room.background(len(near))
     if mode == "gate":  # it has heard them before
         words = np.concatenate([room.said(each) for each in others[:8]])
         for block in as_blocks(words * 10 ** ((TALKER_DBFS - ACTIVE_DBFS) / 20)):
             level = 10 * np.log10(_power(block / 32768.0))
             if level > TALKER_DBFS - 15:
                 talks.append(level)
-    path = room.path(emitted[: begins[1] * BLOCK_SAMPLES])
-    detector = Interjection(mode)
+    path = room.path(emitted[: begins[1] * BLOCK_FRAMES])
+    detector = BargeIn(mode)
     for level in talks:
         detector.talker(level)
     canceller = Canceller() if mode == "cancel" else None
@@ -148,27 +147,28 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
     confirmed: list[int] = []
     power, cpu_s = np.zeros((total, 4)), 0.0  # heard, cleaned, the talker, the echo
     for i in range(total):
-        block = slice(i * BLOCK_SAMPLES, (i + 1) * BLOCK_SAMPLES)
+        block = slice(i * BLOCK_FRAMES, (i + 1) * BLOCK_FRAMES)
         wanted = DUCKED if asked.pop(0) else 1.0
-        glide = np.linspace(gain, wanted, BLOCK_SAMPLES)
+        glide = np.linspace(gain, wanted, BLOCK_FRAMES)
         gain = wanted
         echo = path.push(emitted[block] * glide)
         if mode == "hardware":
             echo = echo * 10 ** (HARDWARE_DB / 20)
         heard = as_blocks(echo + near[block] + noise[block])[0]
         ours = as_blocks(played[block] * glide)[0] if sounding[i] else None
-        clean = heard
+        clean, aligning = heard, False
         if canceller:
             began = time.process_time()
             clean = canceller.process(heard, ours)
             cpu_s += time.process_time() - began
+            aligning = canceller.aligning
         power[i] = [_power(each) for each in (heard / 32768.0, clean / 32768.0, near[block], echo)]
         if ours is not None and i - last > TAIL_BLOCKS:
             detector.reset()
         last = i if ours is not None else last
         sign = Sign.NONE
         if i - last <= TAIL_BLOCKS:
-            sign = detector.push(clean, ours)
+            sign = detector.push(clean, ours, aligning=aligning)
         if sign is Sign.CONFIRMED and detector.usable:
             confirmed.append(i)
         asked.append(sign is not Sign.NONE and detector.usable)
@@ -180,19 +180,17 @@ def play(scene: Scene, mode: Mode, people: Sequence[Recording]) -> Outcome:
         found = [i for i in confirmed if begin <= i <= end]
         if found:
             outcome.caught += 1
-            at = (found[0] + 1) * BLOCK_SAMPLES
-            outcome.latencies_ms.append((at - onset) / RATE_HZ * 1000)
+            at = (found[0] + 1) * BLOCK_FRAMES
+            outcome.latencies_ms.append((at - onset) / WIRE_RATE * 1000)
             louder = power[begin:end, 2] > power[begin:end, 3]
             clear = np.flatnonzero(louder[:-2] & louder[1:-1] & louder[2:])
             if len(clear):
-                outcome.clear_ms.append((at - (begin + clear[0]) * BLOCK_SAMPLES) / RATE_HZ * 1000)
+                outcome.clear_ms.append((at - (begin + clear[0]) * BLOCK_FRAMES) / WIRE_RATE * 1000)
         else:
             outcome.missed += 1
     before, after, *_ = np.mean(power[begins[0] + 100 : begins[0] + ANSWER_BLOCKS], axis=0)
     outcome.loss_db = 10 * np.log10(before / after)
     outcome.canceller_ms = 1000 * cpu_s / (ANSWERS * ANSWER_BLOCKS * BLOCK_MS / 1000)
-    if canceller:
-        canceller.close()
     return outcome
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voiced.sim.rig import Ear
+from voiced.sim.streams import Ear
 from voiced.sim.wav import to_rate
 
 Samples = NDArray[np.int16]

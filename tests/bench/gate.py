@@ -29,7 +29,8 @@ from tests.bench.voices import (
     recordings,
     whispered,
 )
-from voiced.core.gate import BLOCK_MS, BLOCK_SAMPLES, GATE_PREROLL_MS, RATE_HZ, Gate, Reading
+from voiced.core.gate import GATE_PREROLL_MS, Gate, Reading
+from voiced.events import BLOCK_FRAMES, BLOCK_MS, WIRE_RATE
 
 HANGOVER_MS = 600
 HANGOVER = HANGOVER_MS // BLOCK_MS
@@ -82,7 +83,7 @@ def by_threshold(threshold_dbfs: float) -> Detector:
 
 def by_webrtcvad(blocks: Blocks) -> Decision:
     vad = webrtcvad.Vad(3)
-    at_16k = soxr.resample(blocks.ravel(), RATE_HZ, 16_000)
+    at_16k = soxr.resample(blocks.ravel(), WIRE_RATE, 16_000)
     frames = np.resize(at_16k, len(blocks) * 320).reshape(-1, 320)
     return _held(np.array([vad.is_speech(frame.tobytes(), 16_000) for frame in frames]))
 
@@ -112,7 +113,7 @@ class Scene:
 
     @property
     def spoken(self) -> Flags:
-        flags = np.zeros(len(self.clean) // BLOCK_SAMPLES, bool)
+        flags = np.zeros(len(self.clean) // BLOCK_FRAMES, bool)
         for begin, recording in self.said:
             flags[begin : begin + len(recording.spoken)] |= recording.spoken
         return flags
@@ -125,32 +126,32 @@ class Scene:
 
 
 def as_blocks(samples: Samples) -> Blocks:
-    whole = samples[: len(samples) // BLOCK_SAMPLES * BLOCK_SAMPLES]
+    whole = samples[: len(samples) // BLOCK_FRAMES * BLOCK_FRAMES]
     rounded: Blocks = np.clip(np.rint(whole * 32768), -32768, 32767).astype(np.int16)
-    return rounded.reshape(-1, BLOCK_SAMPLES)
+    return rounded.reshape(-1, BLOCK_FRAMES)
 
 
 def one_by_one(said: Iterable[Recording]) -> Scene:
     """5 s of nothing first, and between what is said 1.8 to 2.6 s."""
     rng = np.random.default_rng(1)
-    parts, placed, at = [np.zeros(5 * RATE_HZ)], [], 250
+    parts, placed, at = [np.zeros(5 * WIRE_RATE)], [], 250
     for recording in said:
         placed.append((at, recording))
         gap = int(rng.integers(90, 130))
-        parts += [recording.samples, np.zeros(gap * BLOCK_SAMPLES)]
+        parts += [recording.samples, np.zeros(gap * BLOCK_FRAMES)]
         at += len(recording.spoken) + gap
     return Scene(np.concatenate(parts), tuple(placed))
 
 
 def joined(said: Iterable[Recording], pause_ms: int, seconds: float = 1e9) -> Scene:
     """All from the first to the last block of speech of each, with this pause in between."""
-    parts, placed, at = [np.zeros(5 * RATE_HZ)], [], 250
+    parts, placed, at = [np.zeros(5 * WIRE_RATE)], [], 250
     pause = pause_ms // BLOCK_MS
     for r in said:
         blocks = slice(r.first, r.last + 1)
-        samples = r.samples.reshape(-1, BLOCK_SAMPLES)[blocks].ravel()
+        samples = r.samples.reshape(-1, BLOCK_FRAMES)[blocks].ravel()
         placed.append((at, Recording(r.name, samples, r.spoken[blocks], r.level_db[blocks])))
-        parts += [samples, np.zeros(pause * BLOCK_SAMPLES)]
+        parts += [samples, np.zeros(pause * BLOCK_FRAMES)]
         at += blocks.stop - blocks.start + pause
         if at * BLOCK_MS > seconds * 1000:
             break
@@ -252,7 +253,7 @@ def conditions(
 def noise_alone() -> dict[str, Blocks]:
     """A minute of each, from hardly there to as loud as a talker."""
     return {
-        f"{kind} {dbfs} dBFS": as_blocks(make(60 * RATE_HZ, dbfs + 100) * 10 ** (dbfs / 20))
+        f"{kind} {dbfs} dBFS": as_blocks(make(60 * WIRE_RATE, dbfs + 100) * 10 ** (dbfs / 20))
         for kind, make in noises.STATIONARY.items()
         for dbfs in (-60, -40, -26)
     }
@@ -276,18 +277,18 @@ def thoughtful(said: Sequence[Recording], kind: str, snr_db: float) -> Condition
 
 def noise_switching(kind: str, on: bool) -> Blocks:
     """A quiet room for 10 s, then noise for 20 (`on`), or the other way round."""
-    loud = noises.STATIONARY[kind](20 * RATE_HZ, 7) * 10 ** (-35 / 20)
-    quiet = noises.pink(10 * RATE_HZ, 8) * 10 ** (NIGHT_DBFS / 20)
+    loud = noises.STATIONARY[kind](20 * WIRE_RATE, 7) * 10 ** (-35 / 20)
+    quiet = noises.pink(10 * WIRE_RATE, 8) * 10 ** (NIGHT_DBFS / 20)
     return as_blocks(np.concatenate([quiet, loud] if on else [loud, quiet]))
 
 
 def knocks(length_ms: int) -> Blocks:
     """30 of them, one a second from 5 s on, as loud as a talker's loudest syllable."""
     rng = np.random.default_rng(9)
-    samples = noises.pink(40 * RATE_HZ, 10) * 10 ** (NIGHT_DBFS / 20)
-    length = length_ms * RATE_HZ // 1000
+    samples = noises.pink(40 * WIRE_RATE, 10) * 10 ** (NIGHT_DBFS / 20)
+    length = length_ms * WIRE_RATE // 1000
     for i in range(30):
-        start = (5 + i) * RATE_HZ + int(rng.integers(BLOCK_SAMPLES))
+        start = (5 + i) * WIRE_RATE + int(rng.integers(BLOCK_FRAMES))
         samples[start : start + length] += 0.3 * rng.standard_normal(length).clip(-2, 2)
     return as_blocks(samples)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from voiced.core.gate import RATE_HZ
+from voiced.events import WIRE_RATE
 
 Samples = NDArray[np.float64]
 Noise = Callable[[int, int], Samples]
@@ -24,7 +24,7 @@ _QUICK = 2**14  # a transform of a multiple of this is quick
 def in_band(samples: Samples) -> Samples:
     """What of it lies between 200 and 7000 Hz."""
     spectrum = np.fft.rfft(samples)
-    hz = np.fft.rfftfreq(len(samples), 1 / RATE_HZ)
+    hz = np.fft.rfftfreq(len(samples), 1 / WIRE_RATE)
     spectrum[(hz < BAND_HZ[0]) | (hz > BAND_HZ[1])] = 0
     kept: Samples = np.fft.irfft(spectrum, len(samples))
     return kept
@@ -40,7 +40,7 @@ def coloured(samples: int, seed: int, slope: float) -> Samples:
     """Noise whose power falls with frequency to the power of `slope`, level below 20 Hz."""
     size = -(-samples // _QUICK) * _QUICK
     white = np.random.default_rng(seed).standard_normal(size)
-    hz = np.maximum(np.fft.rfftfreq(size, 1 / RATE_HZ), 20)
+    hz = np.maximum(np.fft.rfftfreq(size, 1 / WIRE_RATE), 20)
     return _unit(np.fft.irfft(np.fft.rfft(white) * hz ** (-slope / 2), size)[:samples])
 
 
@@ -54,7 +54,7 @@ def pink(samples: int, seed: int) -> Samples:
 
 def fan(samples: int, seed: int) -> Samples:
     """Rushing air, and blades that pass 120 times a second."""
-    t = np.arange(samples) / RATE_HZ
+    t = np.arange(samples) / WIRE_RATE
     blades = sum(a * np.sin(2 * np.pi * f * t) for f, a in ((120, 1.0), (240, 0.5), (360, 0.3)))
     return _unit(coloured(samples, seed, 1.6) + 0.7 * blades)
 
@@ -62,7 +62,7 @@ def fan(samples: int, seed: int) -> Samples:
 def hum(samples: int, seed: int) -> Samples:
     """A transformer: the mains and its harmonics up to 4 kHz, over a little hiss."""
     rng = np.random.default_rng(seed)
-    t = np.arange(50 * RATE_HZ) / RATE_HZ  # the period of a mains that is not exact
+    t = np.arange(50 * WIRE_RATE) / WIRE_RATE  # the period of a mains that is not exact
     made = np.zeros(len(t))
     for n in range(1, 81):
         strength = (1.0 if n == 1 or n % 2 == 0 else 0.3) / n
@@ -73,7 +73,7 @@ def hum(samples: int, seed: int) -> Samples:
 def music(samples: int, seed: int) -> Samples:
     """Chords, a bass, a melody and a drum at 100 beats a minute."""
     rng = np.random.default_rng(seed)
-    beat = RATE_HZ * 60 // 100
+    beat = WIRE_RATE * 60 // 100
     made = np.zeros(samples + 4 * beat)
     scale = (0, 2, 4, 5, 7, 9, 11)
     for i, start in enumerate(range(0, samples, beat)):
@@ -86,14 +86,14 @@ def music(samples: int, seed: int) -> Samples:
             if rng.random() < 0.7:
                 _pluck(made, start + half, 392 * 2 ** (scale[rng.integers(7)] / 12), beat, 0.6)
         if i % 2:
-            length = RATE_HZ // 8
-            hit = rng.standard_normal(length) * np.exp(-np.arange(length) / (0.02 * RATE_HZ))
+            length = WIRE_RATE // 8
+            hit = rng.standard_normal(length) * np.exp(-np.arange(length) / (0.02 * WIRE_RATE))
             made[start : start + length] += 1.5 * hit
     return _unit(made[:samples])
 
 
 def _pluck(into: Samples, start: int, hz: float, length: int, strength: float) -> None:
-    t = np.arange(min(length, len(into) - start)) / RATE_HZ
+    t = np.arange(min(length, len(into) - start)) / WIRE_RATE
     for n in range(1, 9):
         tone = np.sin(2 * np.pi * n * hz * t) * np.exp(-t * (2 + n))
         into[start : start + len(t)] += strength / n * tone
@@ -104,13 +104,13 @@ def babble(samples: int, seed: int, voices: Sequence[Samples], talkers: int = 6)
     rng = np.random.default_rng(seed)
     made = np.zeros(samples)
     for _ in range(talkers):
-        at = -int(rng.integers(RATE_HZ))
+        at = -int(rng.integers(WIRE_RATE))
         while at < samples:
             said = voices[int(rng.integers(len(voices)))]
             begin, end = max(0, at), min(samples, at + len(said))
             if end > begin:
                 made[begin:end] += said[begin - at : end - at]
-            at += len(said) + int(rng.integers(RATE_HZ // 4))
+            at += len(said) + int(rng.integers(WIRE_RATE // 4))
     return _unit(made)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tests.bench import noises
 from tests.bench.voices import ACTIVE_DBFS, Recording, active_level_dbfs
-from voiced.core.gate import BLOCK_SAMPLES, RATE_HZ
+from voiced.events import BLOCK_FRAMES, WIRE_RATE
 from voiced.sim.room import Convolver
 
 Samples = NDArray[np.float64]
@@ -53,38 +53,32 @@ class Room:
     def response(self, seed: int = 0) -> Samples:
         """From the loudspeaker, or with another seed from a person elsewhere in the room."""
         rng = np.random.default_rng((self.seed, seed))
-        length = round(self.rt60_s * RATE_HZ)
-        early, t = np.zeros(length), np.arange(length) / RATE_HZ
+        length = round(self.rt60_s * WIRE_RATE)
+        early, t = np.zeros(length), np.arange(length) / WIRE_RATE
         early[0] = 1.0
         for ms in rng.uniform(*_REFLECTIONS_MS, _REFLECTIONS):
             strength = rng.uniform(0.2, 0.7) * 10 ** (-3 * ms / 1000 / self.rt60_s)
-            early[round(ms * RATE_HZ / 1000)] += rng.choice((-1, 1)) * strength
+            early[round(ms * WIRE_RATE / 1000)] += rng.choice((-1, 1)) * strength
         tail = rng.standard_normal(length) * 10 ** (-3 * t / self.rt60_s)
-        tail[: round(_TAIL_FROM_MS * RATE_HZ / 1000)] = 0.0
+        tail[: round(_TAIL_FROM_MS * WIRE_RATE / 1000)] = 0.0
         ratio = np.sum(early**2) / np.sum(tail**2) * 10 ** (-self.direct_db / 10)
         return early + tail * math.sqrt(ratio)
 
-    def echo(self, emitted: Samples) -> Samples:
-        """What arrives at the microphone, as many samples, `gain_db` louder in RMS."""
-        sound = _convolved(self._bent(emitted), self._path())
-        return sound * (_rms(emitted) / _rms(sound) * 10 ** (self.gain_db / 20))
-
     def path(self, emitted: Samples) -> Path:
-        """The same for blocks as they come, as loud as `echo` makes all of `emitted`."""
-        scale = _rms(self.echo(emitted)) / _rms(_convolved(self._bent(emitted), self._path()))
-        return Path(self, Convolver((self._path() * scale)[:, np.newaxis], BLOCK_SAMPLES))
-
-    def _path(self) -> Samples:
-        response = _without_bass(self.response())
-        return np.concatenate((np.zeros(round(self.delay_ms * RATE_HZ / 1000)), response))
+        """Of blocks as they come; all of `emitted` arrives `gain_db` louder in RMS."""
+        delay = np.zeros(round(self.delay_ms * WIRE_RATE / 1000))
+        response = np.concatenate((delay, _without_bass(self.response())))
+        arrived = _convolved(self._bent(emitted), response)
+        response *= _rms(emitted) / _rms(arrived) * 10 ** (self.gain_db / 20)
+        return Path(self, Convolver(response[:, np.newaxis], BLOCK_FRAMES))
 
     def _bent(self, emitted: Samples) -> Samples:
         return np.tanh(self.bend * emitted) / self.bend if self.bend else emitted
 
-    def heard(self, *sounds: Samples) -> Blocks:
-        """What a card makes of these sounds and the noise of the room."""
-        noise = getattr(noises, self.noise)(len(sounds[0]), self.seed)
-        return as_blocks(sum(sounds, noise * 10 ** (self.noise_dbfs / 20)))
+    def background(self, samples: int) -> Samples:
+        """So much of the noise of the room."""
+        made: Samples = getattr(noises, self.noise)(samples, self.seed)
+        return made * 10 ** (self.noise_dbfs / 20)
 
     def said(self, recording: Recording) -> Samples:
         """By a person in the room, at `ACTIVE_DBFS` at the microphone."""
@@ -106,7 +100,7 @@ class Path:
 
 def drifted(sound: Samples, ppm: float) -> Samples:
     """As a microphone hears it whose clock is slower by so much."""
-    return soxr.resample(sound, RATE_HZ, RATE_HZ * (1 - ppm * 1e-6), "VHQ") if ppm else sound
+    return soxr.resample(sound, WIRE_RATE, WIRE_RATE * (1 - ppm * 1e-6), "VHQ") if ppm else sound
 
 
 def answer(said: Sequence[Recording], seconds: float, level_dbfs: float, seed: int) -> Samples:
@@ -114,19 +108,19 @@ def answer(said: Sequence[Recording], seconds: float, level_dbfs: float, seed: i
     active level of `level_dbfs`, from the first word on."""
     rng = np.random.default_rng(seed)
     parts: list[Samples] = []
-    while sum(map(len, parts)) < seconds * RATE_HZ:
+    while sum(map(len, parts)) < seconds * WIRE_RATE:
         each = said[rng.integers(len(said))]
-        words = each.samples[each.first * BLOCK_SAMPLES : (each.last + 1) * BLOCK_SAMPLES]
-        parts += [words, np.zeros(int(rng.uniform(0.1, 0.6) * RATE_HZ))]
-    made = np.concatenate(parts)[: round(seconds * RATE_HZ)]
+        words = each.samples[each.first * BLOCK_FRAMES : (each.last + 1) * BLOCK_FRAMES]
+        parts += [words, np.zeros(int(rng.uniform(0.1, 0.6) * WIRE_RATE))]
+    made = np.concatenate(parts)[: round(seconds * WIRE_RATE)]
     return made * 10 ** ((level_dbfs - ACTIVE_DBFS) / 20)
 
 
 def as_blocks(samples: Samples) -> Blocks:
     """Rounded and clipped as a card does."""
-    whole = samples[: len(samples) // BLOCK_SAMPLES * BLOCK_SAMPLES]
+    whole = samples[: len(samples) // BLOCK_FRAMES * BLOCK_FRAMES]
     rounded: Blocks = np.clip(np.rint(whole * 32768), -32768, 32767).astype(np.int16)
-    return rounded.reshape(-1, BLOCK_SAMPLES)
+    return rounded.reshape(-1, BLOCK_FRAMES)
 
 
 def _convolved(sound: Samples, response: Samples) -> Samples:
@@ -138,7 +132,7 @@ def _convolved(sound: Samples, response: Samples) -> Samples:
 
 def _without_bass(sound: Samples) -> Samples:
     size = 1 << len(sound).bit_length()
-    hz = np.fft.rfftfreq(size, 1 / RATE_HZ)
+    hz = np.fft.rfftfreq(size, 1 / WIRE_RATE)
     high = 1j * hz / (_SPEAKER_BASS_HZ + 1j * hz)
     passed: Samples = np.fft.irfft(np.fft.rfft(sound, size) * high**2, size)[: len(sound)]
     return passed

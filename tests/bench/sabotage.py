@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voiced.core import conversation, microphone, uplink
-from voiced.core.echo import Sign
+from voiced.core.barge_in import Sign
 from voiced.edge import echo, playback
 from voiced.edge.playback import Playback
 from voiced.sim import board
@@ -124,7 +124,7 @@ def no_canceller() -> None:
 
 def deaf_over_answer() -> None:
     """Nobody is ever heard over an answer."""
-    microphone.Interjection.push = lambda self, *_: Sign.NONE  # type: ignore[method-assign]
+    microphone.BargeIn.push = lambda self, *_, **__: Sign.NONE  # type: ignore[method-assign]
 
 
 def late_start() -> None:

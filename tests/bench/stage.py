@@ -19,8 +19,10 @@ import numpy as np
 from tests.bench.figures import EAR_RATE, Samples
 from tests.bench.table import Row
 from voiced.sim.board import Finger
-from voiced.sim.rig import Calibration, Ear, Mouth, Rig, Utterance, calibrate
+from voiced.sim.rig import Rig
+from voiced.sim.rig_delay import Calibration, calibrate
 from voiced.sim.stand import BUTTON_PIN, Daemon, Process, Server, Watch
+from voiced.sim.streams import Ear, Mouth, Utterance
 from voiced.sim.wav import read_wav, to_rate, write_wav
 
 VOICE = Path("/usr/share/sounds/alsa/Front_Center.wav")

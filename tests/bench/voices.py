@@ -25,7 +25,7 @@ import soxr
 from numpy.typing import NDArray
 
 from tests.bench.noises import in_band
-from voiced.core.gate import BLOCK_SAMPLES, RATE_HZ
+from voiced.events import BLOCK_FRAMES, WIRE_RATE
 
 Samples = NDArray[np.float64]
 """Mono at 24 kHz, 1 = full scale."""
@@ -140,22 +140,22 @@ def _read(path: Path) -> Recording | None:
     stereo, rate = soundfile.read(path, always_2d=True)
     if rate < _LOWEST_RATE_HZ or len(stereo) < 0.2 * rate:
         return None
-    samples = soxr.resample(stereo.mean(axis=1), rate, RATE_HZ)
+    samples = soxr.resample(stereo.mean(axis=1), rate, WIRE_RATE)
     samples -= samples.mean()
-    samples = np.append(samples, np.zeros(-len(samples) % BLOCK_SAMPLES))
+    samples = np.append(samples, np.zeros(-len(samples) % BLOCK_FRAMES))
     audible = in_band(samples)  # not the breath that pops below it
     active_dbfs = active_level_dbfs(audible)
-    power = np.mean(audible.reshape(-1, BLOCK_SAMPLES) ** 2, axis=1)
+    power = np.mean(audible.reshape(-1, BLOCK_FRAMES) ** 2, axis=1)
     level = 10 * np.log10(power + 1e-14) - active_dbfs
     spoken = _without_clicks(level > -SPOKEN_DB)
     if np.percentile(level, 5) > -_OWN_NOISE_DB or not spoken.any():
         return None
     begin, end = np.flatnonzero(spoken)[[0, -1]] + (-_AROUND_BLOCKS, _AROUND_BLOCKS + 1)
-    blocks = samples.reshape(-1, BLOCK_SAMPLES)[max(0, begin) : end]
+    blocks = samples.reshape(-1, BLOCK_FRAMES)[max(0, begin) : end]
     said = blocks.ravel() * 10 ** ((ACTIVE_DBFS - active_dbfs) / 20)
-    edge = np.linspace(0, 1, BLOCK_SAMPLES)
-    said[:BLOCK_SAMPLES] *= edge
-    said[-BLOCK_SAMPLES:] *= edge[::-1]
+    edge = np.linspace(0, 1, BLOCK_FRAMES)
+    said[:BLOCK_FRAMES] *= edge
+    said[-BLOCK_FRAMES:] *= edge[::-1]
     name = f"{path.parent.name}/{path.stem}"
     return Recording(name, said, spoken[max(0, begin) : end], level[max(0, begin) : end])
 
@@ -174,7 +174,7 @@ def _without_clicks(spoken: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def active_level_dbfs(samples: Samples) -> float:
     """The active speech level of ITU-T P.56, method B, with its envelope in steps of 4 ms."""
-    step = round(_STEP_S * RATE_HZ)
+    step = round(_STEP_S * WIRE_RATE)
     loudness = np.abs(samples[: len(samples) // step * step]).reshape(-1, step).mean(axis=1)
     keep = math.exp(-_STEP_S / _P56_TIME_S)
     envelope, p, q = np.empty(len(loudness)), 0.0, 0.0

@@ -8,12 +8,22 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
 
-from voiced.core.calibration import Finding, Report, Settings, judge, obstacle, refused
+from voiced.config import Gate, Microphone
+from voiced.core.calibration import (
+    ALLOWED_GAIN_DB,
+    ALLOWED_QUIET_DBFS,
+    Finding,
+    Report,
+    Settings,
+    judge,
+    obstacle,
+    refused,
+)
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "calibrate.schema.json"
 
@@ -307,6 +317,15 @@ def test_why_not_now(snapshot: dict[str, Any], name: str, told: str) -> None:
 @pytest.mark.parametrize("fault", ["no-dns", "speaker-lost", "microphone-dead"])
 def test_other_faults_are_not_in_the_way(fault: str) -> None:
     assert obstacle(IDLE | {"faults": [{"fault": fault, "detail": "", "remedy": ""}]}) is None
+
+
+def test_it_proposes_what_the_configuration_allows() -> None:
+    def limits(struct: type, name: str) -> tuple[float, float]:
+        (meta,) = get_type_hints(struct, include_extras=True)[name].__metadata__
+        return meta.ge, meta.le
+
+    assert limits(Microphone, "gain_db") == ALLOWED_GAIN_DB
+    assert limits(Gate, "quiet_dbfs") == ALLOWED_QUIET_DBFS
 
 
 # --- for programs ----------------------------------------------------------------------------

@@ -23,10 +23,15 @@ class Ear:
         self._heard = 0
 
     def hear(
-        self, samples: Samples, *, answering: bool = False, played: Samples | None = None
+        self,
+        samples: Samples,
+        *,
+        answering: bool = False,
+        played: Samples | None = None,
+        aligning: bool = False,
     ) -> None:
         self.now += BLOCK_S
-        block = MicrophoneBlock(samples, self.now, False, played)
+        block = MicrophoneBlock(samples, self.now, False, played, aligning)
         if change := self.microphone.hear(block, answering=answering):
             self.changes.append((change, self.now))
 
@@ -112,6 +117,19 @@ def test_a_mute_during_speech_closes_the_gate_and_forgets_the_reading() -> None:
     assert not ear.microphone.open
     assert ear.microphone.reading is None
     assert not ear.microphone.spoken_since(0.0)
+
+
+def test_what_the_canceller_did_not_take_out_yet_never_comes_out() -> None:
+    ear = Ear(gated=True, echo="cancel").room(1.0)
+    loud = (ROOM[:60] * 100).astype(np.int16)
+    for block in loud[:20]:
+        ear.hear(block, answering=True, played=block, aligning=True)
+    aligned_at = ear.now
+    assert not ear.microphone.maybe_spoken_over
+    assert ear.microphone.since(0.0) == []
+    for block in loud[20:]:
+        ear.hear(ROOM[0], answering=True, played=block)
+    assert oldest(ear.microphone.since(0.0)) == pytest.approx(aligned_at)
 
 
 # --- the gate ------------------------------------------------------------------------------

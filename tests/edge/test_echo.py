@@ -35,9 +35,9 @@ def rms(samples: Samples) -> float:
 @pytest.fixture
 def canceller() -> Iterator[Canceller]:
     pytest.importorskip("livekit.rtc.apm")
-    with Canceller() as canceller:
-        yield canceller
-        assert canceller.failures == 0
+    canceller = Canceller()
+    yield canceller
+    assert canceller.failures == 0
 
 
 def test_our_own_sound_is_taken_out(canceller: Canceller) -> None:
@@ -109,12 +109,58 @@ def test_silence_stays_silence(canceller: Canceller) -> None:
         assert not canceller.process(silence, played).any()
 
 
-def test_closed_it_only_delays_and_closes_twice(canceller: Canceller) -> None:
-    canceller.close()
-    canceller.close()
-    heard = sound(4, 6)
-    clean = np.concatenate([canceller.process(block, block) for block in heard])
-    assert np.array_equal(clean[DELAY:], heard.ravel()[:-DELAY])
+def flags(canceller: Canceller, played: Samples | None, blocks: int = 1) -> list[bool]:
+    """`aligning` after each of so many blocks, `played` over and over."""
+    told = []
+    for i in range(blocks):
+        block = None if played is None else played[i % len(played)]
+        canceller.process(np.zeros(BLOCK_FRAMES, np.int16), block)
+        told.append(canceller.aligning)
+    return told
+
+
+def test_it_says_when_our_sound_is_in_what_it_gives(canceller: Canceller) -> None:
+    def takes_out(delay: int, seed: int) -> list[bool]:
+        """Whether each block of a run was given as it was heard, as `aligning` says it."""
+        played = sound(60, seed)
+        told, before = [], np.zeros(BLOCK_FRAMES + DELAY, np.int16)
+        for heard, block in zip(late(played, delay), played, strict=True):
+            before = np.concatenate((before[-DELAY:], heard))
+            clean = canceller.process(heard, block)
+            beginning = slice(0, DELAY)  # of the block in which it is found, this much
+            as_heard = np.array_equal(clean[beginning], before[:BLOCK_FRAMES][beginning])
+            assert as_heard == canceller.aligning
+            told.append(canceller.aligning)
+        assert flags(canceller, None, 60)[-1] is False
+        return told
+
+    assert takes_out(960, 30) == [True] * 25 + [False] * 35
+    assert takes_out(1_000, 31) == [True] * 15 + [False] * 45
+
+
+def test_without_our_sound_it_has_nothing_to_align(canceller: Canceller) -> None:
+    assert not any(flags(canceller, None, 60))
+
+
+def test_a_run_too_short_to_be_found_stays_in_what_it_gives_until_its_echo_is_gone(
+    canceller: Canceller,
+) -> None:
+    assert all(flags(canceller, sound(10, 32)))
+    hole = flags(canceller, None, 60)
+    assert all(hole[:13])  # 200 ms on the way, and what the room adds
+    assert not any(hole[50:])
+
+
+def test_a_hole_in_an_aligned_run_is_aligned_and_the_run_after_it_is_anew(
+    canceller: Canceller,
+) -> None:
+    assert not flags(canceller, sound(40, 33), 40)[-1]
+    assert not any(flags(canceller, None, 5))
+    assert flags(canceller, sound(40, 34), 10) == [True] * 10
+
+
+def test_what_can_not_be_aligned_is_taken_out_as_it_was(canceller: Canceller) -> None:
+    assert flags(canceller, sound(60, 35, rms=5.0), 60) == [True] * 50 + [False] * 10
 
 
 class Broken:
@@ -161,7 +207,7 @@ def test_loading_using_and_leaving_it_is_quiet() -> None:
     pytest.importorskip("livekit.rtc.apm")
     code = (
         "import numpy as np; from voiced.edge.echo import Canceller; c = Canceller(); "
-        "b = np.ones(480, np.int16); [c.process(b, b) for _ in range(60)]; c.close()"
+        "b = np.ones(480, np.int16); [c.process(b, b) for _ in range(60)]"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], check=False, capture_output=True, text=True

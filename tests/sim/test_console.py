@@ -16,7 +16,6 @@ from voiced.edge import pcm
 from voiced.edge.pcm import DeviceError
 from voiced.sim import console
 from voiced.sim.console import State, Style, find_cards, main, render
-from voiced.sim.stand import QUESTION
 
 PLAIN = Style(colour=False)
 START_S = 30.0  # two processes that import, and a sound server, beside other work
@@ -307,7 +306,6 @@ class Terminal:
         os.close(self._inner)
 
 
-@pytest.mark.skipif(not QUESTION.exists(), reason="alsa-utils is not installed")
 @pytest.mark.skipif(bool(alsaaudio.cards()), reason="a real card hears the room")
 @pytest.mark.timeout(120)
 def test_a_question_is_asked_and_answered_at_a_terminal() -> None:

@@ -1,16 +1,15 @@
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import alsaaudio
 import numpy as np
 import pytest
 
-from voiced.sim.rig import Ear, Rig
+from tests.sim.sounds import RATE, speaker
+from voiced.sim.rig import Rig
 from voiced.sim.room import PERIOD_S, Convolver, Room
+from voiced.sim.streams import Ear
 from voiced.sim.wav import Samples
 
-RATE = 48_000
 TRIES = 3  # a busy machine may make the room stumble, which it counts
 DELAY_MS = 15  # to which a delay is known: both recordings are dated to 5 ms
 WAIT_S = 10.0
@@ -53,30 +52,10 @@ class Echo(NamedTuple):
     told_ms: float  # by the room
 
 
-@pytest.fixture
-def ear(rig: Rig) -> Iterator[Ear]:
-    with Ear(rig) as ear:
-        yield ear
-
-
-@pytest.fixture
-def tap(rig: Rig) -> Iterator[Ear]:
-    with Ear(rig, rig.mic_tap) as tap:
-        yield tap
-
-
 def play(rig: Rig, sound: Samples) -> float:
     """Play it; the time before."""
     asked = time.monotonic()
-    pcm = alsaaudio.PCM(
-        alsaaudio.PCM_PLAYBACK,
-        rate=RATE,
-        channels=1,
-        format=alsaaudio.PCM_FORMAT_S16_LE,
-        periodsize=960,
-        periods=6,
-        device=rig.speaker,
-    )
+    pcm = speaker(rig, channels=1)
     pcm.write(sound.tobytes())
     pcm.drain()
     pcm.close()

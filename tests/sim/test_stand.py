@@ -172,11 +172,12 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 def test_a_watch_finds_events_by_name_time_and_fields(daemon: Daemon) -> None:
     with Watch(daemon) as watch:
         begun = time.monotonic()
-        for command, light in (("mute", "muted"), ("unmute", "fault")):
+        for command, light in (("mute", "muted"), ("unmute", "fault-microphone")):
             watch.command(command)
             shown = partial(watch.seen, "light", begun, light=light)
             watch.wait(shown, WAIT_S, f"the light is not {light}")
-        muted, fault = (watch.last("light", begun, light=light) for light in ("muted", "fault"))
+        muted = watch.last("light", begun, light="muted")
+        fault = watch.last("light", begun, light="fault-microphone")
         assert muted is not None
         assert fault is not None
         assert muted["t"] < fault["t"]

@@ -9,8 +9,9 @@ import pytest
 
 from tests.appliance import tree
 from tests.systemd.stage import KEY, Device, tone
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import Server
+from voiced.sim.streams import Ear, Mouth
 from voiced.sim.wav import write_wav
 
 NOISE_DBFS = -60.0  # below the built-in server's bar for speech

@@ -12,8 +12,9 @@ import numpy as np
 from tests.systemd.container import CONFIG, DEADLINE_S, KEY_FILE, PYTHON, Container, poll
 from voiced.sim import report, stand
 from voiced.sim.board import Finger
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import BUTTON_PIN, QUESTION, Daemon, Watch
+from voiced.sim.streams import Ear, Mouth
 from voiced.sim.wav import Samples, read_wav, to_rate
 
 KEY = "sk-secret-of-the-container-tests"

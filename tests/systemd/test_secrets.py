@@ -9,7 +9,8 @@ import pytest
 
 from tests.systemd.container import CONFIG, UNIT
 from tests.systemd.stage import KEY, Device, ask, wait_sound
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
+from voiced.sim.streams import Ear, Mouth
 
 VOICECTL = "/opt/voiced/current/bin/voicectl"
 CREDENTIAL = f"/run/credentials/{UNIT}/openai-api-key"

@@ -12,8 +12,9 @@ import pytest
 from tests.certificate import self_signed
 from tests.systemd.container import CONFIG, DEADLINE_S, KEY_FILE, UNIT, CommandError, poll
 from tests.systemd.stage import KEY, Device, ask, tap, wait_sound
-from voiced.sim.rig import Ear, Mouth, Rig
+from voiced.sim.rig import Rig
 from voiced.sim.stand import Server
+from voiced.sim.streams import Ear, Mouth
 
 STOP_S = 2.0  # promised
 BACK_S = 2.0 + 5.0  # RestartSec, and a start; 2.4 s in all on an idle machine

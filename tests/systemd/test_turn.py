@@ -6,8 +6,8 @@ import time
 
 from tests.systemd.container import DEADLINE_S
 from tests.systemd.stage import Device, ask, is_question, tap, wait_quiet, wait_sound
-from voiced.sim.rig import Ear, Mouth
 from voiced.sim.stand import LIGHT_PINS
+from voiced.sim.streams import Ear, Mouth
 
 SILENT_S = 0.25  # a cancel takes some 20 ms on an idle machine, the finger's way in included
 BLUE, WHITE, GREEN, DARK = (0.0, 0.2, 1.0), (0.6, 0.6, 0.6), (0.0, 0.9, 0.2), (0.0, 0.0, 0.0)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import configparser
 import re
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from tests.appliance import tree
 
@@ -61,7 +58,6 @@ def test_the_program_is_the_daemon_with_its_own_defaults() -> None:
     assert re.search(r"^ExecStart=/\S+/bin/voiced$", UNIT.read_text(), re.MULTILINE)
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     copy = tmp_path / UNIT.name
     copy.write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text()))

@@ -39,10 +39,14 @@ PEAK_DBFS: Final = -6.0
 LEAST_SNR_DB: Final = 10.0
 """The gate is promised to miss nothing from here on."""
 
+CLIPPED_SAMPLES: Final = 10
+"""In a second: several crests cut flat. One or two are a click."""
+
+SILENT_DBFS: Final = -96.0
+"""Below what 16 bits can tell from nothing."""
+
 _ACTIVE_DB: Final = 15.9  # ITU-T P.56: what is further below the active level is a pause
 _LEAST_ACTIVE: Final = 0.3  # of the readings: a door that falls shut is in one second of six
-_CLIPPED_SAMPLES: Final = 10  # in a second, as the daemon's own watch has it
-_SILENT_DBFS: Final = -96.0  # likewise
 _BETTER_DB: Final = 6.0  # of SNR: microphones of one array differ by some 3
 # A whisper is some 20 dB below a normal voice, its soft syllables 10 below that: those must get
 # over the gate's quiet_dbfs. 36 is the default's distance from speech at the level above.
@@ -51,8 +55,11 @@ _QUIET_BELOW_SPEECH_LEAST_DB: Final = 30.0
 _QUIET_ABOVE_ROOM_DB: Final = 6.0
 _WORTH_CHANGING_DB: Final = 3.0  # the same person speaks as much louder or softer the next time
 
-_GAIN_DB: Final = (-20.0, 40.0)  # what the configuration allows
-_QUIET_DBFS: Final = (-90.0, -20.0)
+ALLOWED_GAIN_DB: Final = (-20.0, 40.0)
+"""What the configuration allows; a test holds it against that, which would be slow to import."""
+
+ALLOWED_QUIET_DBFS: Final = (-90.0, -20.0)
+"""Likewise."""
 
 
 class Settings(NamedTuple):
@@ -102,12 +109,15 @@ class Report(TypedDict):
     proposal: Proposal
 
 
+_ABSENT: Final = {"microphone-lost", "microphone-busy", "microphone-wrong", "microphone-slow"}
+
+
 def obstacle(snapshot: Mapping[str, Any]) -> Finding | None:
     """Why this daemon can't be calibrated now, if it can't."""
     if snapshot["muted"]:
         return _finding("muted", "the microphone is muted: unmute first (voicectl unmute)")
     for fault in snapshot["faults"]:
-        if fault["fault"] in ("microphone-lost", "microphone-wrong"):
+        if fault["fault"] in _ABSENT:
             return _finding(fault["fault"], f"{fault['detail']}: {fault['remedy']}")
     if snapshot["turn"] != "idle":
         return _finding("busy", "a conversation goes on: end it first (voicectl hangup)")
@@ -173,8 +183,8 @@ class _Channel:
         self.peak_dbfs = max(each["peak_dbfs"] for each in speech)
         self.clipped = max(each["clipped"] for each in both)
         self.constant = all(each["constant"] for each in both)
-        self.is_clipped = self.clipped >= _CLIPPED_SAMPLES
-        self.is_dead = max(self.room_dbfs, self.speech_dbfs) < _SILENT_DBFS
+        self.is_clipped = self.clipped >= CLIPPED_SAMPLES
+        self.is_dead = max(self.room_dbfs, self.speech_dbfs) < SILENT_DBFS
         self.snr_db = _snr_db(self.speech_dbfs, self.room_dbfs)
         self.heard_speech = self.snr_db > 0 and self.active >= _LEAST_ACTIVE
 
@@ -222,7 +232,7 @@ def _gain_db(
     speech_dbfs = sum(channel.speech_dbfs for channel in chosen) / len(chosen)
     peak_dbfs = max(channel.peak_dbfs for channel in chosen)
     wanted_db = _whole_below(min(SPEECH_DBFS - speech_dbfs, PEAK_DBFS - peak_dbfs))
-    gain_db = min(max(wanted_db, _GAIN_DB[0]), _GAIN_DB[1])
+    gain_db = min(max(wanted_db, ALLOWED_GAIN_DB[0]), ALLOWED_GAIN_DB[1])
     if wanted_db > gain_db + _WORTH_CHANGING_DB:
         text = (
             f"your voice is too faint, {wanted_db - gain_db:.0f} dB even with all the gain there "
@@ -245,7 +255,7 @@ def _quiet_dbfs(
     room_dbfs = _quantile(in_room, 0.95) + louder_db
     quiet_dbfs = max(speech_dbfs - _QUIET_BELOW_SPEECH_DB, room_dbfs + _QUIET_ABOVE_ROOM_DB)
     quiet_dbfs = min(quiet_dbfs, speech_dbfs - _QUIET_BELOW_SPEECH_LEAST_DB)
-    allowed = min(max(quiet_dbfs, _QUIET_DBFS[0]), _QUIET_DBFS[1])
+    allowed = min(max(quiet_dbfs, ALLOWED_QUIET_DBFS[0]), ALLOWED_QUIET_DBFS[1])
     return _if_worth_it(_whole_below(allowed), settings.quiet_dbfs)
 
 

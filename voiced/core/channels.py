@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from voiced.config import Microphone
+from voiced.core.calibration import CLIPPED_SAMPLES, SILENT_DBFS
 from voiced.events import ChannelLevel, ChannelLevels
 
 DEAD_S: Final = 5
@@ -34,8 +35,6 @@ OWN_SOUND_S: Final = 3
 CLIPPED_S: Final = 5
 UNCLIPPED_S: Final = 10
 
-_CLIPPED_SAMPLES: Final = 10  # in a second: several crests cut flat; one or two are a click
-_SILENT_DBFS: Final = -96.0  # below what 16 bits can tell from nothing
 _QUIETEST_DBFS: Final = -90.0  # about a capsule's own noise: no floor is taken to be lower
 _ALIVE_DB: Final = 20.0  # above a silent channel
 _FLOOR_SECONDS: Final = 60  # somebody who talks pauses for a second within a minute
@@ -141,7 +140,7 @@ class Channels:
         self.findings = {suspicion.name: suspicion.text for suspicion in reversed(present)}
 
     def _judge_clipping(self, used: _Used, channel: int, level: ChannelLevel) -> None:
-        clipped = level.clipped >= _CLIPPED_SAMPLES
+        clipped = level.clipped >= CLIPPED_SAMPLES
         if clipped or self._rise_db(channel, level) >= _HEARD_DB:
             used.clipped.weigh(
                 clipped,
@@ -154,8 +153,8 @@ class Channels:
     ) -> None:
         level = levels[channel]
         other = _loudest(levels, but=channel)
-        alive = other is not None and levels[other].rms_dbfs > _SILENT_DBFS + _ALIVE_DB
-        dead = level.constant or (level.rms_dbfs < _SILENT_DBFS and alive)
+        alive = other is not None and levels[other].rms_dbfs > SILENT_DBFS + _ALIVE_DB
+        dead = level.constant or (level.rms_dbfs < SILENT_DBFS and alive)
         rise_db = self._rise_db(channel, level)
         other_db = 0.0 if other is None else self._rise_db(other, levels[other])
         heard = max(rise_db, other_db) >= _HEARD_DB

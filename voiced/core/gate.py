@@ -16,15 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-RATE_HZ: Final = 24_000
-BLOCK_SAMPLES: Final = 480
-BLOCK_MS: Final = 20
+from voiced.events import BLOCK_FRAMES, BLOCK_MS, SILENCE_DBFS, WIRE_RATE, Samples
 
 GATE_PREROLL_MS: Final = 300
 """How far back a caller must be able to reach when the gate opens; bounds ``onset_blocks``."""
-
-SILENCE_DBFS: Final = -120.0
-"""What digital silence is said to be, instead of minus infinity."""
 
 _FFT_SAMPLES: Final = 512
 # Up to 7 kHz, since the burst that ends "left" lies above 4; from 200 Hz, above the mains hum.
@@ -58,7 +53,7 @@ _NEPERS_PER_DB: Final = np.float32(math.log(10) / 10)  # of power
 _OPENING_MASK: Final = 0b1111
 _OPENING_BLOCKS: Final = 3
 _FILLED_POWER: Final = 10**-1.5
-_HALF_SAMPLES: Final = BLOCK_SAMPLES // 2
+_HALF_SAMPLES: Final = BLOCK_FRAMES // 2
 
 # The soft end of a word sinks into the noise before it ends: at 10 dB the last block that can be
 # told from noise comes 40 to 100 ms early in the median and 300 ms in 1 of 20, in a quiet room at
@@ -133,12 +128,12 @@ class Gate:
         self._stay_score = stay_score
         self._quiet_dbfs = quiet_dbfs
 
-        self._window = np.hanning(BLOCK_SAMPLES + 1)[:-1].astype(np.float32)
+        self._window = np.hanning(BLOCK_FRAMES + 1)[:-1].astype(np.float32)
         # So scaled, the one-sided power of a windowed block is its mean square, 1 = full scale.
         energy = float(np.sum(self._window**2))
         self._window *= np.float32(math.sqrt(2.0 / (_FFT_SAMPLES * energy)) / _FULL_SCALE)
         self._windowed = np.zeros(_FFT_SAMPLES, np.float32)
-        bins = [round(hz * _FFT_SAMPLES / RATE_HZ) for hz in _BAND_EDGES_HZ]
+        bins = [round(hz * _FFT_SAMPLES / WIRE_RATE) for hz in _BAND_EDGES_HZ]
         self._bins = slice(bins[0], bins[-1])
         self._band_starts = np.array(bins[:-1]) - bins[0]
         self._bias = np.array(_FLOOR_BIAS_DB, np.float32)
@@ -171,18 +166,18 @@ class Gate:
         self._loud = 0  # bit n: n blocks ago counted towards opening
         self._voiced = 0  # bit n: n blocks ago scored above the stay bar
         self._halves = (0.0, 0.0)  # the energy of the last loud block's two halves
-        self._faint = 0  # bit n: n blocks ago the smoothed score was above the stay bar
+        self._faint = 0  # bit n: n blocks ago the smoothed score was above _FAINT_SCORE
         self._loudest_db = 0.0  # of the speech since it opened, over the floor
 
-    def push(self, block: NDArray[np.int16]) -> Reading:
+    def push(self, block: Samples) -> Reading:
         """Judge the next 20 ms, int16 of shape (480,) at 24 kHz. Raises ValueError otherwise."""
-        if block.shape != (BLOCK_SAMPLES,):
-            raise ValueError(f"a block has shape {block.shape}; it must be ({BLOCK_SAMPLES},)")
+        if block.shape != (BLOCK_FRAMES,):
+            raise ValueError(f"a block has shape {block.shape}; it must be ({BLOCK_FRAMES},)")
         power = self._band_powers(block)
         bands = np.divide(np.log(power), _NEPERS_PER_DB, dtype=np.float32)
         # A muted microphone says nothing about the room, nor does a block with a hole in it: one
         # of 17 ms made a steady noise pass for speech for the 3 s of the floor.
-        if 2 * np.count_nonzero(block) >= BLOCK_SAMPLES:
+        if 2 * np.count_nonzero(block) >= BLOCK_FRAMES:
             self._learn_floor(bands)
         level_dbfs = max(SILENCE_DBFS, _dbfs(power))
         excess = np.minimum(np.maximum(bands - self._floor, 0.0), _EXCESS_LIMIT_DB)
@@ -202,7 +197,7 @@ class Gate:
             self._hold(speech, level_dbfs - self._floor_dbfs)
         elif loud and (self._filled(block) or self._loud.bit_count() >= _OPENING_BLOCKS):
             self.force_open()
-            onset_blocks = _first_of_run(self._voiced)
+            onset_blocks = first_of_run(self._voiced, _ONSET_GAP_BLOCKS)
         return Reading(
             level_dbfs=level_dbfs,
             floor_dbfs=self._floor_dbfs,
@@ -228,7 +223,7 @@ class Gate:
         if self._silent_blocks >= self._hangover_blocks + extra:
             self.close()
 
-    def _filled(self, block: NDArray[np.int16]) -> bool:
+    def _filled(self, block: Samples) -> bool:
         """True if this loud block and the one before it are filled by one sound."""
         steps = np.diff(block.astype(np.float32))  # where hum from the mains doesn't count
         early, late = steps[:_HALF_SAMPLES], steps[_HALF_SAMPLES:]
@@ -236,9 +231,9 @@ class Gate:
         halves = before + self._halves
         return self._loud & 0b11 == 0b11 and min(halves) > _FILLED_POWER * max(halves)
 
-    def _band_powers(self, block: NDArray[np.int16]) -> NDArray[np.float32]:
+    def _band_powers(self, block: Samples) -> NDArray[np.float32]:
         """Return the mean square of each band, 1 = full scale, never 0."""
-        np.multiply(block, self._window, out=self._windowed[:BLOCK_SAMPLES])
+        np.multiply(block, self._window, out=self._windowed[:BLOCK_FRAMES])
         spectrum = np.fft.rfft(self._windowed)[self._bins]
         power = np.add.reduceat((spectrum * spectrum.conj()).real, self._band_starts)
         powers: NDArray[np.float32] = np.maximum(power, _LOWEST_POWER).astype(np.float32)
@@ -269,12 +264,13 @@ def _dbfs(powers: NDArray[np.float32]) -> float:
     return 10.0 * math.log10(float(powers.sum()))
 
 
-def _first_of_run(voiced: int) -> int:
-    """Return the age in blocks of the oldest set bit that no long gap parts from bit 0."""
+def first_of_run(flags: int, gap_blocks: int) -> int:
+    """Return the age in blocks (bit n: n blocks ago) of the oldest set bit that is not parted from
+    bit 0 by `gap_blocks` clear ones or more."""
     first = 0
-    for age in range(voiced.bit_length()):
-        if voiced >> age & 1:
-            if age - first > _ONSET_GAP_BLOCKS:
+    for age in range(flags.bit_length()):
+        if flags >> age & 1:
+            if age - first > gap_blocks:
                 break
             first = age
     return first

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from voiced.config import Config
-from voiced.core.echo import Interjection, Sign
+from voiced.core.barge_in import BargeIn, Sign
 from voiced.core.gate import GATE_PREROLL_MS, Gate, Reading
 from voiced.events import BLOCK_MS, MicrophoneBlock, Samples
 
@@ -56,7 +56,7 @@ class Microphone:
         gate, echo = config.gate, config.microphone.echo
         hangover_ms, quiet_dbfs = config.turn.silence_ms, gate.quiet_dbfs
         self._gate = Gate(hangover_ms=hangover_ms, quiet_dbfs=quiet_dbfs) if gate.enabled else None
-        self._over_us = None if echo == "half-duplex" else Interjection(echo)
+        self._over_us = None if echo == "half-duplex" else BargeIn(echo)
         self.echo_free = echo in ("cancel", "hardware")
         """Our own sound is not in what is heard, so all of it may be sent."""
         self._ring: deque[_Block] = deque(maxlen=RING_BLOCKS)
@@ -67,7 +67,7 @@ class Microphone:
         self._onset_at = float("-inf")
         self.reading: Reading | None = None
         self.open = not gate.enabled
-        self.doubtful = False
+        self.maybe_spoken_over = False
         """Somebody may be speaking over our own sound."""
 
     @property
@@ -105,8 +105,8 @@ class Microphone:
             self._sound_until = at
         if answering:
             self._tail_s = ECHO_TAIL_S
-            if self._over_us and self._over_us.deaf and block.played is not None:
-                self._barrier_at = max(self._barrier_at, at)  # nothing takes our echo out yet
+            if block.aligning and block.played is not None:
+                self._barrier_at = max(self._barrier_at, at)
         in_the_room = at - self._sound_until < self._tail_s
         if in_the_room and self._over_us:
             self._hear_over_us(block)
@@ -125,7 +125,7 @@ class Microphone:
 
     def _judge(self, gate: Gate, block: MicrophoneBlock) -> None:
         was_open = self.open
-        self.doubtful = False
+        self.maybe_spoken_over = False
         self.reading = reading = gate.push(block.samples)
         self.open = reading.open
         if self.open and not was_open:
@@ -138,8 +138,8 @@ class Microphone:
 
     def _hear_over_us(self, block: MicrophoneBlock) -> None:
         assert self._over_us
-        sign = self._over_us.push(block.samples, block.played)
-        self.doubtful = sign is not Sign.NONE
+        sign = self._over_us.push(block.samples, block.played, aligning=block.aligning)
+        self.maybe_spoken_over = sign is not Sign.NONE
         if sign is not Sign.CONFIRMED or self.open or not self._over_us.usable:
             return
         self._onset_at = block.at - (self._over_us.onset_blocks + 1) * _BLOCK_S
@@ -165,7 +165,7 @@ class Microphone:
         """Forget all and everything (mute)."""
         self._ring.clear()
         self._barrier_at = now
-        self.doubtful = False
+        self.maybe_spoken_over = False
         self.reading = None
         if self._gate:
             self._gate.reset()
@@ -178,7 +178,7 @@ class Microphone:
             self._barrier_at = max(self._barrier_at, now)
         self._sound_until = now
         self._tail_s = ECHO_TAIL_S
-        self.doubtful = False
+        self.maybe_spoken_over = False
         self.close()
 
     def spoken_since(self, earliest: float) -> bool:

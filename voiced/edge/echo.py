@@ -58,9 +58,10 @@ class CancellerMissing(RuntimeError):
 
 
 class Canceller:
-    """For blocks of 20 ms, in order; not for several threads at once. `close` is safe twice.
+    """For blocks of 20 ms, in order; not for several threads at once.
 
-    At the beginning of each run of our sound, for 0.3 to 1 s, what is heard is passed on as it is.
+    At the beginning of each run of our sound, for 0.3 to 1 s, what is heard is passed on as it is
+    (`aligning`).
 
     `failures` counts blocks that the module didn't take. While we sound they are replaced by
     silence: with the echo in it, what was heard would pass for somebody speaking.
@@ -73,22 +74,14 @@ class Canceller:
 
     def __init__(self) -> None:
         self.failures = 0
+        self.aligning = False
+        """Whether our own sound, or its echo, is still in what `process` gave last."""
         self._frame, self._module = _load()
         self._alignment = Alignment()
         self._heard = np.zeros(BLOCK_FRAMES + _DELAY, np.int16)
         self._reference = np.zeros(BLOCK_FRAMES + _LEAD + _JUMP, np.int16)
         self._beginning: list[tuple[Samples, Samples]] | None = None
         self._silent_blocks = _REST_BLOCKS
-
-    def __enter__(self) -> Canceller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give back the module's memory. From now on `process` only delays."""
-        self._module = None
 
     def process(self, samples: Samples, played: Samples | None) -> Samples:
         """What was heard without our own sound, `delay_ms` late: int16 of shape (480,), as given.
@@ -99,12 +92,13 @@ class Canceller:
         late = self._heard[:BLOCK_FRAMES].copy()
         silent_before = self._silent_blocks
         self._silent_blocks = 0 if played is not None else silent_before + 1
-        if played is None:
-            self._beginning = None  # too short to be found
-        elif silent_before:
-            self._beginning = []
         resting = self._silent_blocks >= _REST_BLOCKS
-        if self._module is None or (resting and silent_before >= _REST_BLOCKS):
+        if resting:
+            self._beginning = None  # too short to be found
+        elif played is not None and silent_before:
+            self._beginning = []
+        self.aligning = self._beginning is not None
+        if resting and silent_before >= _REST_BLOCKS:
             return late
         if played is None:
             clean = self._cancelled(samples, np.zeros_like(samples))

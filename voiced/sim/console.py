@@ -34,8 +34,9 @@ import alsaaudio
 from voiced.edge import pcm
 from voiced.sim import stand
 from voiced.sim.board import BoardError, Finger
-from voiced.sim.rig import Mouth, Rig, RigError
+from voiced.sim.rig import Rig, RigError
 from voiced.sim.stand import BUTTON_PIN, LIGHT_PINS, QUESTION, Daemon, Server, StandError
+from voiced.sim.streams import Mouth
 from voiced.sim.wav import read_wav, to_rate
 from voiced.voicectl import Connection, Message, NoDaemon, Refused, event_line
 

@@ -25,7 +25,8 @@ import numpy as np
 from voiced.sim import report, stand
 from voiced.sim.board import BoardError, Finger
 from voiced.sim.report import HEARD_RATE, Clock, Question, Rgb, Run
-from voiced.sim.rig import Calibration, Ear, Mouth, Rig, RigError, Utterance, calibrate
+from voiced.sim.rig import Rig, RigError
+from voiced.sim.rig_delay import Calibration, calibrate
 from voiced.sim.stand import (
     BUTTON_PIN,
     LIGHT_PINS,
@@ -36,6 +37,7 @@ from voiced.sim.stand import (
     StandError,
     Watch,
 )
+from voiced.sim.streams import Ear, Mouth, Utterance
 from voiced.sim.wav import Samples, WavError, read_wav, to_rate, write_wav
 
 NOISE_DBFS = -45.0  # a quiet room; the built-in server's bar for speech is -40

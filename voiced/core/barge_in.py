@@ -5,10 +5,10 @@ over the echo that is to be expected of what was played in the last quarter of a
 what a canceller takes away, or plus the coupling from loudspeaker to microphone, where there is
 none and the coupling was measured.
 
-A canceller may let our sound pass at the beginning of an answer, until it has found the echo anew.
-Until it has proven itself, a voice must stand above what it let pass a moment ago. A first sign
-makes our sound soft (`Duck`), and that puts the question: what leaks goes down with it, a voice
-does not.
+While our canceller looks for the echo (`aligning`), what is heard says nothing. After that it may
+still let our sound pass now and then: until it has proven itself, a voice must stand above what it
+let pass a moment ago. A first sign makes our sound soft (`Duck`), and that puts the question: what
+leaks goes down with it, a voice does not.
 
 Pure: no clock, no device. Time is counted in blocks of 20 ms.
 """
@@ -21,9 +21,9 @@ from enum import Enum
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from voiced.core.gate import BLOCK_SAMPLES, SILENCE_DBFS
+from voiced.core.gate import first_of_run
+from voiced.events import BLOCK_FRAMES, SILENCE_DBFS, Samples
 
 # How far under the loudest of our own sound AEC3 leaves its residual, once it has settled: 20 dB
 # and more in rooms with a gain of 6 dB, 28 in most. Arrays promise 30 to 40 dB under the echo.
@@ -43,16 +43,11 @@ _OVER_FLOOR_DB: Final = 12.0
 _FLOOR_BLOCKS: Final = 100  # 2 s: our own sound pauses within that, and so does a talker
 _FLOOR_SMOOTHING: Final = 0.25
 
-# In its life's first 2.4 s of sound AEC3 let it pass in every third room, and once more in every
-# twentieth after 4 to 4.4 s.
+# All of sound. In its life's first 2.4 s AEC3 let it pass in every third room, and once more in
+# every twentieth after 4 to 4.4 s.
 _SETTLING_BLOCKS: Final = 250
-_PROOF_BLOCKS: Final = 50
+_PROOF_BLOCKS: Final = 50  # of each run
 _CLEAN_BLOCKS: Final = 15
-# At the beginning of each run our canceller first looks for the echo, for 15 to 25 blocks of sound
-# or 1 s, and passes on what is heard as it is.
-_ALIGNING_BLOCKS: Final = 18
-_FIRST_ALIGNING_BLOCKS: Final = 30
-_PATIENCE_BLOCKS: Final = 55
 
 _SIGN_OF: Final = (2, 3)  # so many of the last so many blocks
 _DOUBTFUL_SIGN_OF: Final = (4, 5)
@@ -66,7 +61,7 @@ _UNDUCKED_OF: Final = (5, 6)
 _OVER_ECHO_OF: Final = (4, 5)
 _SIGN_HOLD_BLOCKS: Final = 25  # longer than ducking takes to be heard: 120 ms of device, and echo
 _ONSET_BLOCKS: Final = 15
-_ONSET_GAP_BLOCKS: Final = 4
+_ONSET_GAP_BLOCKS: Final = 5  # a voice may sink into the echo for 80 ms between syllables
 _MEMORY: Final = (1 << _ONSET_BLOCKS + 1) - 1
 
 _COUPLING_BLOCKS: Final = 400
@@ -89,13 +84,13 @@ _TALKER_PERCENTILE: Final = 80
 
 class Sign(Enum):
     NONE = "none"
-    SIGN = "sign"
+    POSSIBLE = "possible"
     """Somebody may be speaking."""
     CONFIRMED = "confirmed"
     """Somebody speaks."""
 
 
-class Interjection:
+class BargeIn:
     """Hears who speaks over us: `push` each block from our first sound to the end of its echo.
 
     `mode`: the echo is taken out by our canceller ("cancel") or by the microphone's own
@@ -109,21 +104,23 @@ class Interjection:
         """False: our own sound is too loud at the microphone to hear anybody over it ("gate")."""
         self.why = ""
         """Why it is not usable, with the levels."""
-        self._residual_db = _RESIDUAL_DB.get(mode)
+        self._cancelled = mode != "gate"
+        self._of_array = mode == "hardware"
+        self._echo_db = _RESIDUAL_DB.get(mode, _LOUDEST_COUPLING_DB)
+        """By how much what is heard of us may lie over the loudest that was played lately."""
         self._floor = deque[float](maxlen=_FLOOR_BLOCKS)
         self._smoothed = _QUIET_DBFS
         self._couplings = deque[float](maxlen=_COUPLING_BLOCKS)
         self._echoes = deque[float](maxlen=_COUPLING_BLOCKS)
         self._unsettled = deque[tuple[float, float]](maxlen=_LOST_BLOCKS)
-        self._coupling_db = _LOUDEST_COUPLING_DB
         self._talker = deque[float](maxlen=_TALKER_BLOCKS)
         self._blocks = 0
         self._settling = 0
-        self._of_array = mode == "hardware"
+        self._settled_blocks = _PROOF_BLOCKS if self._of_array else _SETTLING_BLOCKS
         self.reset()
 
     def __repr__(self) -> str:
-        return f"<Interjection {'proven' if self._proven else 'unproven'} usable={self.usable}>"
+        return f"<BargeIn {'proven' if self._proven else 'unproven'} usable={self.usable}>"
 
     def reset(self) -> None:
         """Our sound begins anew after a silence. What was learnt of the room stays."""
@@ -139,57 +136,48 @@ class Interjection:
 
     def _begin(self) -> None:
         # What the array has learnt it keeps: its reference is its own, and never jumps.
-        array_is_proven = self._of_array and self._settling >= _PROOF_BLOCKS
-        self._proven = self._residual_db is None or array_is_proven
-        self._deaf = not self._proven and not self._of_array
-        self._since = self._sounding = self._clean = 0
+        array_is_proven = self._of_array and self._settling >= self._settled_blocks
+        self._proven = not self._cancelled or array_is_proven
+        self._sounding = self._clean = 0
         self._silent = False
-
-    @property
-    def deaf(self) -> bool:
-        """True while our canceller looks for the echo and passes on what is heard as it is."""
-        return self._deaf
 
     def talker(self, level_dbfs: float) -> None:
         """The level of a block of speech that was heard while we were silent."""
         self._talker.append(level_dbfs)
 
-    def push(self, samples: NDArray[np.int16], played: NDArray[np.int16] | None) -> Sign:
+    def push(self, samples: Samples, played: Samples | None, *, aligning: bool = False) -> Sign:
         """Judge the next 20 ms: int16 of shape (480,) each; `played` None while only its echo is
-        left. Raises ValueError for another shape."""
-        if samples.shape != (BLOCK_SAMPLES,):
-            raise ValueError(f"a block has shape {samples.shape}; it must be ({BLOCK_SAMPLES},)")
+        left. `aligning`: our canceller does not yet take it out. Raises ValueError for another
+        shape."""
+        if samples.shape != (BLOCK_FRAMES,):
+            raise ValueError(f"a block has shape {samples.shape}; it must be ({BLOCK_FRAMES},)")
         level_dbfs = _level_dbfs(samples)
         sounding = self._expect(played)
         floor_dbfs = self._learn_floor(level_dbfs)
         low = max(_QUIET_DBFS, floor_dbfs + _OVER_FLOOR_DB, self._loudest_dbfs + self._echo_db)
         bar = max(low, self._over_leaks_dbfs(sounding, level_dbfs))
+        self._sounding += sounding
+        if aligning:
+            return Sign.NONE
         if not self._proven:
             self._weigh(sounding, level_dbfs > low)
-        if self._deaf:
-            return Sign.NONE
         self._signs = (self._signs << 1 | (level_dbfs > low)) & _MEMORY
         self._over = (self._over << 1 | (level_dbfs > bar)) & _MEMORY
         self._excess.append(min(max(level_dbfs - low, 0.0), _EXCESS_LIMIT_DB))
         confirmed = _most(self._over, _UNDUCKED_OF) or (self._proven and self._certain())
-        if self._residual_db is None:
+        if not self._cancelled:
             self._measure(sounding, level_dbfs, confirmed)
         if confirmed:
-            self.onset_blocks = _first_of_run(self._signs)
+            self.onset_blocks = first_of_run(self._signs, _ONSET_GAP_BLOCKS)
             return Sign.CONFIRMED
         self._hold = max(0, self._hold - 1)
         if _most(self._signs, _SIGN_OF if self._proven else _DOUBTFUL_SIGN_OF):
             if not self._hold:
                 self._before_sign_dbfs = self._loudest_dbfs
             self._hold = _SIGN_HOLD_BLOCKS
-        return Sign.SIGN if self._hold else Sign.NONE
+        return Sign.POSSIBLE if self._hold else Sign.NONE
 
-    @property
-    def _echo_db(self) -> float:
-        """By how much what is heard of us may lie over the loudest that was played lately."""
-        return self._coupling_db if self._residual_db is None else self._residual_db
-
-    def _expect(self, played: NDArray[np.int16] | None) -> bool:
+    def _expect(self, played: Samples | None) -> bool:
         """Take what was played; True if it is enough for an echo to be expected."""
         level_dbfs = SILENCE_DBFS if played is None else _level_dbfs(played)
         if played is None:
@@ -206,7 +194,7 @@ class Interjection:
         return min(self._floor)
 
     def _certain(self) -> bool:
-        if self._residual_db is None:  # an echo doesn't leak
+        if not self._cancelled:  # an echo doesn't leak
             return _most(self._signs, _OVER_ECHO_OF)
         if not self._signs & 1:
             return False
@@ -222,15 +210,10 @@ class Interjection:
 
     def _weigh(self, sounding: bool, sign: bool) -> None:
         """Whether the canceller has proven itself: of our sound nothing was heard for a while."""
-        self._since += 1
-        self._sounding += sounding
-        aligning = _ALIGNING_BLOCKS if self._settling else _FIRST_ALIGNING_BLOCKS
-        aligned = self._sounding >= aligning or self._since >= _PATIENCE_BLOCKS
-        self._deaf = not aligned and not self._of_array
-        self._clean = 0 if sign or self._deaf else self._clean + sounding
-        self._settling += not self._deaf and (sounding or not self._of_array)
+        self._clean = 0 if sign else self._clean + sounding
+        self._settling += sounding
         self._proven = (
-            self._settling >= (_PROOF_BLOCKS if self._of_array else _SETTLING_BLOCKS)
+            self._settling >= self._settled_blocks
             and self._sounding >= _PROOF_BLOCKS
             and self._clean >= _CLEAN_BLOCKS
         )
@@ -252,7 +235,7 @@ class Interjection:
 
     def _review(self) -> None:
         highest = float(np.percentile(self._couplings, _COUPLING_PERCENTILE))
-        self._coupling_db = highest + _OVER_COUPLING_DB
+        self._echo_db = highest + _OVER_COUPLING_DB
         echo_dbfs = float(np.percentile(self._echoes, _ECHO_PERCENTILE))
         heard = len(self._talker) >= _MEASURED_BLOCKS
         talker_dbfs = (
@@ -269,7 +252,7 @@ class Interjection:
         )
 
 
-def _level_dbfs(samples: NDArray[np.int16]) -> float:
+def _level_dbfs(samples: Samples) -> float:
     """RMS without a constant offset, 0 dBFS = full scale."""
     sound = samples.astype(np.float32)
     sound -= sound.mean()
@@ -281,14 +264,3 @@ def _most(flags: int, of: tuple[int, int]) -> bool:
     """True if bit 0 and enough of the last so many bits are set."""
     enough, last = of
     return bool(flags & 1) and (flags & (1 << last) - 1).bit_count() >= enough
-
-
-def _first_of_run(flags: int) -> int:
-    """The age of the oldest set bit that no long gap parts from bit 0, within _ONSET_BLOCKS."""
-    first = 0
-    for age in range(1, _ONSET_BLOCKS + 1):
-        if flags >> age & 1:
-            first = age
-        elif age - first > _ONSET_GAP_BLOCKS:
-            break
-    return first
