@@ -1,12 +1,10 @@
 """The parts of the documents that are drawn from the code. `python -m tests.docs` renews them."""
 
-import typing
 from collections.abc import Callable
 from pathlib import Path
 
 from voiced.core.faults import FAULTS
 from voiced.core.turn import TABLE, Action, TurnState
-from voiced.events import Device
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -38,12 +36,25 @@ def actions() -> str:
 
 
 def faults() -> str:
-    """The table of faults; the last column is of the link's alone."""
-    lines = ["| fault | says | remedy | dialled again |", "|---|---|---|---|"]
+    """The table of faults, and what is said and written of each."""
+    lines = [
+        "| fault | says | known by | remedy | tried again | light | deaf | exit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for fault in FAULTS.values():
-        of_device = fault.name.startswith(typing.get_args(Device))
-        retry = "–" if of_device else fault.retry.value
-        lines.append(f"| `{fault.name}` | {fault.status} | {fault.remedy} | {retry} |")
+        deaf, code = "yes" if fault.deaf else "", fault.exit_code or ""
+        cells = (fault.status, fault.known_by, fault.remedy, fault.retry.value, fault.blink.value)
+        lines.append(f"| `{fault.name}` | {' | '.join(map(str, cells))} | {deaf} | {code} |")
+    return "\n".join(lines)
+
+
+def messages() -> str:
+    """What each fault is called in the journal, and what a person hears of it."""
+    lines = ["| fault | MESSAGE_ID | sound | words |", "|---|---|---|---|"]
+    lines += [
+        f"| `{fault.name}` | `{fault.message_id}` | {fault.earcon} | {fault.spoken or '–'} |"
+        for fault in FAULTS.values()
+    ]
     return "\n".join(lines)
 
 
@@ -51,6 +62,7 @@ DRAWN: dict[tuple[str, str], Callable[[], str]] = {
     ("architecture.md", "turn"): diagram,
     ("architecture.md", "actions"): actions,
     ("faults.md", "faults"): faults,
+    ("faults.md", "messages"): messages,
 }
 """(document, part) -> what stands between `<!-- part -->` and `<!-- end of part -->`."""
 

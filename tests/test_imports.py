@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
         "voiced.edge.pcm",  # helpers of the edges, and no devices
         "voiced.edge.resample",
         "voiced.edge.played",
+        "voiced.edge.vitals",
     },
     "voiced.app": {"voiced", "voiced.config", "voiced.events", "voiced.core", "voiced.edge"},
     "voiced.__main__": {"voiced", "voiced.config", "voiced.app", "voiced.edge"},

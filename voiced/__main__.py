@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from voiced import __version__, config
 EXIT_ASKED_TO_STOP = 0
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h; the unit does not restart us for it
+
+EXIT_S = 2
+"""The interpreter waits for a thread that writes to the disk, for so long:
+one that hangs is ended with us by the kernel, and what was written before is whole."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(0.0005)  # an audio thread waits this long for the interpreter, not 5 ms
     app = App(settings, Places(args.config, args.socket, args.state_dir))
     try:
-        return asyncio.run(app.run())
+        code = asyncio.run(app.run())
+        signal.alarm(EXIT_S)
+        return code
     except ControlError as exc:
         print(f"voiced: {exc}", file=sys.stderr)
         return EXIT_FAILED

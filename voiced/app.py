@@ -1,7 +1,7 @@
 """Puts edges and core together: each event goes through the core, and what it answers is done.
 
-The loop serves all but the sound devices, which have a thread each, and the disk. Only a reload
-makes it wait, for a device's thread to end.
+The loop serves all but the sound devices, which have a thread each, the disk, and names that are
+looked up.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import asyncio
 import logging
 import random
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from voiced import config as configs
 from voiced.config import Config, ConfigError, KeyMissing, Secret
 from voiced.core import earcons
 from voiced.core.conversation import Conversation
+from voiced.core.faults import FAULTS
+from voiced.edge import clips
 from voiced.edge.capture import Capture
 from voiced.edge.control import Control
 from voiced.edge.echo import Canceller, CancellerMissing
 from voiced.edge.gpio import Button
 from voiced.edge.lights import Lights
 from voiced.edge.link import Link
+from voiced.edge.network import Network
 from voiced.edge.pcm import DeviceError
 from voiced.edge.playback import Playback
 from voiced.edge.played import Played
@@ -46,12 +50,17 @@ from voiced.events import (
     EndPlay,
     Event,
     Flush,
+    Hush,
+    KeepConversation,
     KeyState,
     LightShown,
+    MemoryUsed,
+    NetworkChanged,
     Note,
     Play,
     Reconfigured,
     Reply,
+    Restart,
     Send,
     SetMuted,
     Show,
@@ -61,7 +70,8 @@ from voiced.events import (
 
 log = logging.getLogger("voiced")
 
-EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h; the unit restarts us
+Kept = Literal["mute", "conversation"]
+"""What outlives a restart; `Device` calls it so."""
 
 READY_S = 5.0
 """Devices are held or known to be missing long before; a sound server that hangs is a fault, not
@@ -82,7 +92,10 @@ TAP_S = 0.08
 REPAIR_S = 5.0
 """How often pins that failed are tried again."""
 
-COMMANDS = ("interrupt", "hangup", "mute", "unmute")
+WEIGH_S = 60.0
+"""A leak that matters takes days."""
+
+COMMANDS = ("interrupt", "hangup", "forget", "mute", "unmute")
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,8 @@ class App:
         self._service = Service()
         self._store = Store(places.state)
         self._disk = ThreadPoolExecutor(1, "disk")  # one at a time, in order
+        self._unkept: dict[Kept, bool | bytes | None] = {}
+        self._unkept_lock = threading.Lock()
         self._key: Secret | None = None
         self._events: deque[Event] = deque()
         self._handling = False
@@ -129,7 +144,7 @@ class App:
             async with asyncio.TaskGroup() as tasks:
                 keepers = [
                     tasks.create_task(keeper())
-                    for keeper in (self._announce, self._watchdog, self._repair)
+                    for keeper in (self._announce, self._watchdog, self._repair, self._weigh)
                 ]
                 await self._stop.wait()
                 for task in keepers:
@@ -142,7 +157,12 @@ class App:
         """An exception nobody expected: half of an event may be undone. Better a new start than a
         device that looks alive."""
         log.critical("stopping for a bug", exc_info=True)
-        self._exit_code = EXIT_BUG
+        self._exit_code = FAULTS["bug"].exit_code or 1
+        self._stop.set()
+
+    def _restart(self, effect: Restart) -> None:
+        log.warning("stopping to start anew: exit code %d", effect.exit_code)
+        self._exit_code = effect.exit_code
         self._stop.set()
 
     # --- building ------------------------------------------------------------------------
@@ -156,7 +176,9 @@ class App:
             muted = True
             fault = DeviceFault("state", "state-unreadable", str(exc), time.monotonic())
         self._core = Conversation(self._config, random.Random(), muted=muted, now=time.monotonic())
+        self._recall()
         self._link = Link(self.dispatch)
+        self._network = Network(self._on_network)
         self._control = Control(
             self._places.socket, self._command, self._snapshot, self._core.meter
         )
@@ -164,6 +186,18 @@ class App:
         self._capture = self._new_capture(muted, _canceller(self._config))
         self._playback = self._new_playback()
         return fault
+
+    def _recall(self) -> None:
+        """Go on with what was said before a restart, if that is wanted."""
+        if not self._config.memory.kept:
+            self._keep("conversation", None)  # what an earlier configuration kept
+            return
+        try:
+            text, age_s = self._store.load_conversation(), self._store.conversation_age_s()
+            if text is not None:
+                self._core.continuity.load(text, age_s)
+        except (StateError, ValueError) as exc:
+            log.warning("the conversation begins anew: %s", exc)
 
     def _new_capture(self, muted: bool, canceller: Canceller | None) -> Capture:
         return Capture(
@@ -192,6 +226,7 @@ class App:
             self.dispatch(fault)
         self._open_pins()
         self._read_key()
+        self._network.open()
         self._capture.start()
         self._playback.start()
 
@@ -228,11 +263,14 @@ class App:
         self._service.stopping()
         self._playback.flush(self._core.epoch + 1, time.monotonic())
         self._control.close()
+        self._network.close()
         if self._timer:
             self._timer.cancel()
         for edge in (self._button, self._lights):
             if edge:
                 edge.close()
+        if text := self._core.continuity.unkept():
+            self._keep("conversation", text)
         await self._link.closed()
         self._capture.close()
         self._playback.close()
@@ -240,6 +278,10 @@ class App:
         signal.alarm(0)
 
     # --- events in -----------------------------------------------------------------------
+
+    def _on_network(self, event: NetworkChanged) -> None:
+        self._link.check_address()
+        self.dispatch(event)
 
     def _post(self, event: Event) -> None:
         """From any thread."""
@@ -306,7 +348,15 @@ class App:
         self._events.appendleft(self._playback.flush(effect.epoch, effect.cause_at))
 
     def _chime(self, effect: Chime) -> None:
-        self._playback.chime(earcons.samples(effect.name), self._config.sounds.volume)
+        """A clip is as loud as an answer, or it is not understood; an earcon is heard anyway."""
+        volume = self._config.sounds.volume
+        fault = FAULTS.get(effect.name)
+        words = clips.load(effect.name) if fault else None
+        if words is not None:
+            self._playback.chime(words, 100 if volume else 0)
+        else:
+            name = fault.earcon if fault else effect.name
+            self._playback.chime(earcons.samples(name), volume)
 
     def _show(self, effect: Show) -> None:
         now = time.monotonic()
@@ -330,18 +380,34 @@ class App:
 
     def _set_muted(self, effect: SetMuted) -> None:
         self._capture.set_muted(effect.muted)
-        self._loop.run_in_executor(self._disk, self._keep_muted, effect.muted)
+        self._keep("mute", effect.muted)
 
-    def _keep_muted(self, muted: bool) -> None:
+    def _keep(self, what: Kept, value: bool | bytes | None) -> None:
+        """Have it written. Of what waits for a slow disk, only the newest is."""
+        with self._unkept_lock:
+            waits = what in self._unkept
+            self._unkept[what] = value
+        if not waits:
+            self._disk.submit(self._write, what)
+
+    def _write(self, what: Kept) -> None:
+        """In the disk's thread."""
+        with self._unkept_lock:
+            value = self._unkept.pop(what)
+        save: Callable[[Any], None] = (
+            self._store.save_muted if what == "mute" else self._store.save_conversation
+        )
         try:
-            self._store.save_muted(muted)
+            save(value)
         except StateError as exc:
-            self._post(DeviceFault("mute", "mute-not-kept", str(exc), time.monotonic()))
+            self._post(DeviceFault(what, f"{what}-not-kept", str(exc), time.monotonic()))
         else:
-            self._post(DeviceBack("mute", time.monotonic()))
+            self._post(DeviceBack(what, time.monotonic()))
 
     def _note(self, note: Note) -> None:
         extra = {f"VOICED_{name.upper()}": value for name, value in note.fields.items()}
+        if fault := FAULTS.get(note.fields.get("fault", "")):
+            extra["MESSAGE_ID"] = fault.message_id
         log.log(note.level, "%s", note.text, extra={"VOICED_EVENT": note.name, **extra})
         self._control.tell({"event": note.name, "t": note.at, "text": note.text, **note.fields})
 
@@ -383,7 +449,10 @@ class App:
             "playback_xruns": self._playback.xruns,
             "playback_holes": self._playback.holes,
             "chimes_skipped": self._playback.chimes_skipped,
+            "played_resyncs": self._played.resyncs,
             "control_dropped_clients": self._control.dropped_clients,
+            "state_writes": self._store.writes,
+            "state_written_bytes": self._store.written_bytes,
         }
         snapshot = self._core.snapshot()
         return {**snapshot, "counters": snapshot["counters"] | counters}
@@ -411,15 +480,16 @@ class App:
 
     def _replace_edges(self, old: Config, new: Config, canceller: Canceller | None) -> None:
         if old.microphone != new.microphone:
-            self._capture.close()
-            self._capture = self._new_capture(self._core.muted, canceller)
-            self._capture.start()
+            old_capture, self._capture = (
+                self._capture,
+                self._new_capture(self._core.muted, canceller),
+            )
+            self._capture.start(after=old_capture)
         if old.speaker != new.speaker:
             detail = "the configuration changed"  # an answer would never end on another device
             self.dispatch(DeviceFault("speaker", "speaker-lost", detail, time.monotonic()))
-            self._playback.close()
-            self._playback = self._new_playback()
-            self._playback.start()
+            old_playback, self._playback = self._playback, self._new_playback()
+            self._playback.start(after=old_playback)
         if old.button != new.button:
             if self._button:
                 self._button.close()
@@ -451,9 +521,11 @@ class App:
             return
         late: set[tuple[str, float]] = set()
         while True:
-            steps = {("capture", self._capture.stepped_at), ("playback", self._playback.stepped_at)}
+            edges = (self._capture, self._playback)
+            steps = {(edge.name, edge.stepped_at) for edge in edges}
             before, late = late, {step for step in steps if time.monotonic() - step[1] > STUCK_S}
-            stuck = sorted(name for name, _ in late & before)
+            dead = {edge.name for edge in edges if edge.has_died}
+            stuck = sorted(dead | {name for name, _ in late & before})
             if stuck:
                 log.error("the %s thread is stuck: systemd restarts us", " and ".join(stuck))
                 self._service.stuck()
@@ -467,6 +539,12 @@ class App:
             await asyncio.sleep(REPAIR_S)
             self._open_pins()
 
+    async def _weigh(self) -> None:
+        """Tell the core what memory we use, where the unit sets a limit."""
+        while memory := self._service.memory():
+            self.dispatch(MemoryUsed(*memory, time.monotonic()))
+            await asyncio.sleep(WEIGH_S)
+
 
 def _canceller(config: Config) -> Canceller | None:
     """What takes our own sound out of the microphone. Raises CancellerMissing."""
@@ -476,6 +554,7 @@ def _canceller(config: Config) -> Canceller | None:
 _PERFORM: dict[type, Callable[[App, Any], None]] = {
     Duck: lambda app, e: app._playback.duck(e.on),
     Chime: App._chime,
+    Hush: lambda app, e: app._playback.hush(),
     Dial: lambda app, e: app._link.dial(e.dial, app._config.realtime, app._key),
     CloseLink: lambda app, e: app._link.close(),
     Send: lambda app, e: app._link.send(e.text, e.audio_frames),
@@ -485,6 +564,8 @@ _PERFORM: dict[type, Callable[[App, Any], None]] = {
     Flush: App._flush,
     Show: App._show,
     SetMuted: App._set_muted,
+    KeepConversation: lambda app, e: app._keep("conversation", e.text),
+    Restart: App._restart,
     Status: lambda app, e: app._service.status(e.text),
     Reply: App._set_reply,
     Note: App._note,

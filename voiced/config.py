@@ -76,6 +76,9 @@ class Realtime(_Table, frozen=True):
         "You are a voice assistant in a small device without a screen. "
         "Answer briefly, in the language you are spoken to."
     )
+    transcription: Annotated[
+        str, Meta(description='a transcription model, such as gpt-realtime-whisper, or ""')
+    ] = ""
     api_key_file: Annotated[
         str, Meta(description="path of a file with the key, readable by its owner only")
     ] = ""
@@ -179,6 +182,13 @@ class Turn(_Table, frozen=True):
     ] = 120.0
 
 
+class Memory(_Table, frozen=True):
+    minutes: Annotated[
+        float, Meta(ge=0, le=1_440, description="minutes, 0 (each session begins anew) to 1440")
+    ] = 10.0
+    kept: Annotated[bool, Meta(description="true or false")] = False
+
+
 class Sounds(_Table, frozen=True):
     enabled: Annotated[bool, Meta(description="true or false")] = True
     volume: Annotated[int, Meta(ge=0, le=100, description="0 to 100")] = 50
@@ -192,6 +202,7 @@ class Config(_Table, frozen=True):
     lights: Lights = Lights()
     gate: Gate = Gate()
     turn: Turn = Turn()
+    memory: Memory = Memory()
     sounds: Sounds = Sounds()
 
 

@@ -23,10 +23,15 @@ BLOCK_MS = 20
 BLOCK_FRAMES = WIRE_RATE * BLOCK_MS // 1000
 """The microphone arrives in blocks of this many frames, always."""
 
+SILENCE_DBFS = -120.0
+"""What digital silence is said to be, instead of minus infinity."""
+
 LED_BAR = 0.4
 """A plain LED, which can't dim, is on for colours brighter than this."""
 
-Device = Literal["microphone", "speaker", "button", "lights", "state", "mute", "config"]
+Device = Literal[
+    "microphone", "speaker", "button", "lights", "state", "mute", "conversation", "config"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class ButtonEdge:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`interrupt`, `hangup`, `mute` or `unmute`, asked by `who` ("uid 1000, pid 77")."""
+    """`interrupt`, `hangup`, `forget`, `mute` or `unmute`, asked by `who` ("uid 1000, pid 77")."""
 
     name: str
     who: str
@@ -72,13 +77,15 @@ class MicrophoneBlock:
     """`BLOCK_FRAMES` samples; the last of them was captured at `at`. Zeros while muted.
 
     `played` is what left our own speaker in that time, as many samples; None if nothing did.
-    With `microphone.echo = "cancel"` its echo has been taken out of `samples`.
+    With `microphone.echo = "cancel"` its echo has been taken out of `samples`, unless `aligning`:
+    the canceller does not yet take our own sound out.
     """
 
     samples: Samples
     at: float
     muted: bool = False
     played: Samples | None = None
+    aligning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +112,14 @@ class ChannelLevels:
 
 @dataclass(frozen=True, slots=True)
 class LinkOpened:
-    """The WebSocket upgrade succeeded. Nothing is judged yet: key and model come after it."""
+    """The WebSocket upgrade succeeded. Nothing is judged yet: key and model come after it.
+
+    `server_time` is the server's clock at that moment, Unix seconds; None if it did not tell.
+    """
 
     at: float
     dial: int
+    server_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,14 @@ class LinkFrame:
     text: str | bytes
     at: float
     dial: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """An address or a route came or went. `has_route`: there is a way out of this machine."""
+
+    has_route: bool
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +233,15 @@ class Reconfigured:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUsed:
+    """What this process holds of the machine's memory, and what the unit allows it."""
+
+    used_mb: float
+    limit_mb: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Some deadline of the core has passed."""
 
@@ -228,6 +256,7 @@ Event = (
     | LinkOpened
     | LinkClosed
     | LinkFrame
+    | NetworkChanged
     | AudioSent
     | PlaybackStarted
     | PlaybackDrained
@@ -237,6 +266,7 @@ Event = (
     | DeviceBack
     | KeyState
     | Reconfigured
+    | MemoryUsed
     | Tick
 )
 
@@ -301,9 +331,15 @@ class Duck:
 
 @dataclass(frozen=True, slots=True)
 class Chime:
-    """Play the earcon of this name (`core.earcons`) if nothing sounds; it delays no answer."""
+    """Play the earcon (`core.earcons`) or the spoken clip (a fault's) of this name if nothing
+    sounds; it delays no answer."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hush:
+    """Break off an earcon or a clip that sounds: somebody begins to talk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +354,20 @@ class SetMuted:
     """Mute or unmute the capture thread and keep the choice over restarts."""
 
     muted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeepConversation:
+    """Keep what was said over restarts, instead of what was kept before; None: keep nothing."""
+
+    text: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """End the process with this exit code; systemd starts it anew."""
+
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +406,11 @@ Effect = (
     | Flush
     | Duck
     | Chime
+    | Hush
     | Show
     | SetMuted
+    | KeepConversation
+    | Restart
     | Status
     | Reply
     | Note

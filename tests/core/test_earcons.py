@@ -55,7 +55,7 @@ def pitches_hz(sound: Samples) -> list[float]:
 
 def test_there_is_one_for_each_occasion_and_for_each_fault() -> None:
     assert set(SCORES) == NAMES
-    assert {fault.sound for fault in FAULTS.values()} <= NAMES
+    assert {fault.earcon for fault in FAULTS.values()} <= NAMES
 
 
 def test_an_unknown_name_is_an_error() -> None:

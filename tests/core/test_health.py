@@ -55,7 +55,7 @@ def test_what_makes_deaf_says_why_with_a_sound(name: str) -> None:
     patient.health.add(name.partition("-")[0], name, "so it is")
     why, sound = patient.health.why_deaf() or ("", "")
     assert "so it is" in why
-    assert sound == "device"
+    assert sound == FAULTS[name].sound
 
 
 def test_what_is_only_a_pity_makes_not_deaf() -> None:

@@ -1,24 +1,28 @@
 from itertools import product
+from typing import Any
 
 import pytest
 
 from voiced.core import lights
+from voiced.core.faults import Blink
 from voiced.core.link import LinkState
 from voiced.core.turn import TurnState
 from voiced.events import Pattern
 
-FLAGS = ("faulty", "muted", "refused")
+Flags = dict[str, Any]
+
 ALL = [
-    (turn, link, dict(zip(FLAGS, flags, strict=True)))
+    (turn, link, {"fault": fault, "muted": muted, "refused": refused})
     for turn, link in product(TurnState, LinkState)
-    for flags in product((False, True), repeat=len(FLAGS))
+    for fault, muted, refused in product((None, *Blink), (False, True), (False, True))
 ]
+NOTHING: Flags = {"fault": None, "muted": False, "refused": False}
 
 ON_ONE_LED = 0.4
 """What is brighter lights an LED that can't dim; the rule is the edge's, the need ours."""
 
 
-def shown(turn: TurnState, link: LinkState, flags: dict[str, bool]) -> Pattern:
+def shown(turn: TurnState, link: LinkState, flags: Flags) -> Pattern:
     return lights.pattern(turn, link, **flags)
 
 
@@ -33,7 +37,7 @@ def test_every_state_has_a_pattern_that_can_be_shown() -> None:
 
 def test_dark_means_idle_and_nothing_to_tell() -> None:
     for turn, link, flags in ALL:
-        quiet = turn is TurnState.IDLE and link is not LinkState.REFUSED and not any(flags.values())
+        quiet = turn is TurnState.IDLE and not any(flags.values())
         assert (shown(turn, link, flags) is lights.DARK) == quiet
 
 
@@ -61,9 +65,19 @@ def test_a_steady_red_is_never_all_that_tells_mute_from_fault_from_refused() -> 
     """They are all red: people tell them by how they blink."""
     rhythms = {
         tuple((max(colour) > ON_ONE_LED, duration) for colour, duration in pattern.steps)
-        for pattern in (lights.MUTED, lights.FAULT, lights.REFUSED)
+        for pattern in (lights.MUTED, lights.REFUSED, *lights.FAULTS.values())
     }
-    assert len(rhythms) == 3
+    assert len(rhythms) == 2 + len(Blink)
+
+
+@pytest.mark.parametrize("blink", Blink)
+def test_a_fault_is_told_by_a_number_of_flashes(blink: Blink) -> None:
+    pattern = shown(TurnState.IDLE, LinkState.DOWN, NOTHING | {"fault": blink})
+    lit = [max(colour) > ON_ONE_LED for colour, _ in pattern.steps]
+    assert sum(lit) == blink
+    assert lit[::2] == [True] * blink  # each followed by a dark step
+    pauses = [ms for colour, ms in pattern.steps if max(colour) == 0]
+    assert pauses[-1] >= 4 * max(pauses[:-1], default=0)  # nobody miscounts where it begins
 
 
 def test_a_refused_press_shows_where_it_hides_no_sound_that_leaves() -> None:
@@ -74,12 +88,12 @@ def test_a_refused_press_shows_where_it_hides_no_sound_that_leaves() -> None:
 
 @pytest.mark.parametrize("link", [link for link in LinkState if link is not LinkState.UP])
 def test_listening_tells_whether_the_server_is_there(link: LinkState) -> None:
-    flags = dict.fromkeys(FLAGS, False)
+    flags = NOTHING
     there = shown(TurnState.LISTENING, LinkState.UP, flags)
     assert shown(TurnState.LISTENING, link, flags) is not there
 
 
 def test_muted_and_faulty_shows_muted() -> None:
     """Who muted it must see that it is; the fault is told with the next press."""
-    flags = {"faulty": True, "muted": True, "refused": False}
+    flags = NOTHING | {"fault": Blink.NETWORK, "muted": True}
     assert shown(TurnState.IDLE, LinkState.DOWN, flags) is lights.MUTED

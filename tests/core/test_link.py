@@ -154,3 +154,25 @@ def test_what_is_known_not_to_work_is_not_dialled(state: LinkState) -> None:
     assert link.state is LinkState.REFUSED
     assert link.fault is FAULTS["key-missing"]
     assert not link.want(1e9)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_back", "dials"),
+    [
+        (LinkState.WAITING, False, True),  # another network: the wait is over
+        (LinkState.WAITING, True, True),
+        (LinkState.DIALLING, True, True),  # that dial went into nothing
+        (LinkState.DIALLING, False, False),
+        (LinkState.UP, True, False),  # the edge looks whether its address is still there
+        (LinkState.DOWN, True, False),
+        (LinkState.REFUSED, True, False),
+    ],
+)
+def test_a_network_that_comes_is_used_where_somebody_waits_for_it(
+    state: LinkState, is_back: bool, dials: bool
+) -> None:
+    link = link_in(state)
+    before = link.dial
+    assert link.network(200.0, is_back=is_back) is dials
+    assert link.dial == before + dials
+    assert (link.state is LinkState.DIALLING) == (dials or state is LinkState.DIALLING)

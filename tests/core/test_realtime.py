@@ -34,6 +34,10 @@ HANDLED = {
     "response.done": realtime.ResponseDone,
     "response.output_audio.delta": realtime.AudioDelta,
     "response.output_audio.done": realtime.AudioDone,
+    "response.output_audio_transcript.delta": realtime.AnswerText,
+    "response.output_text.done": realtime.Text,
+    "conversation.item.input_audio_transcription.completed": realtime.Transcribed,
+    "rate_limits.updated": realtime.RateLimits,
 }
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.core.world import World, voice
+from tests.core.world import World, tapped, voice
 from voiced.config import Config
 from voiced.core import conversation
 from voiced.core.conversation import Conversation
@@ -122,9 +122,7 @@ def test_an_unlisted_cause_is_late_from_the_server_and_a_bug_from_us(state: Turn
 
 def test_a_press_in_the_last_moment_of_listening_still_talks() -> None:
     """The first word's time runs out while the finger is down and not yet told apart."""
-    world = World()
-    world.run(4)
-    world.tap(105.0)
+    world = tapped(World())
     world.press(114.8)
     world.say(voice(1.5), 115.3)
     world.release(117.0)
@@ -133,9 +131,7 @@ def test_a_press_in_the_last_moment_of_listening_still_talks() -> None:
 
 
 def test_a_key_that_is_taken_away_ends_the_turn_with_a_sign() -> None:
-    world = World()
-    world.run(4)
-    world.tap(105.0)
+    world = tapped(World())
     world.say(voice(3), 105.2)
     world.until_state(TurnState.HEARING)
     world.give(KeyState("key-missing", world.now, "no API key: set it"))
@@ -145,9 +141,7 @@ def test_a_key_that_is_taken_away_ends_the_turn_with_a_sign() -> None:
 
 
 def test_a_mode_asked_for_in_a_turn_that_was_left_does_not_block_the_next() -> None:
-    world = World()
-    world.run(4)
-    world.tap(105.0)
+    world = tapped(World())
     world.run(until=lambda: world.core.link.state is LinkState.UP)
     world.filter = lambda event: None if event["type"] == "session.updated" else event
     world.press(106.0)

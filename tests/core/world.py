@@ -21,6 +21,7 @@ import numpy as np
 from voiced.config import Config
 from voiced.core import earcons
 from voiced.core.conversation import Conversation
+from voiced.core.faults import FAULTS
 from voiced.core.turn import TurnState
 from voiced.events import (
     BLOCK_FRAMES,
@@ -39,6 +40,8 @@ from voiced.events import (
     Event,
     Flush,
     Flushed,
+    Hush,
+    KeepConversation,
     LightShown,
     LinkClosed,
     LinkFrame,
@@ -49,6 +52,7 @@ from voiced.events import (
     PlaybackDrained,
     PlaybackStarted,
     Reply,
+    Restart,
     Samples,
     Send,
     SetMuted,
@@ -59,6 +63,7 @@ from voiced.events import (
 from voiced.sim.realtime_session import Close, RealtimeSession, Script, Verdict
 
 LATENCY_S = 0.03
+UNIX_S = 1.8e9
 DEVICE_S = 0.08
 """So much sound is in the speaker's buffer."""
 
@@ -102,12 +107,16 @@ class World:
         self.notes: list[Note] = []
         self.replies: list[Reply] = []
         self.chimes: list[tuple[float, str]] = []
+        self.kept: list[bytes | None] = []
+        self.exits: list[int] = []
         self.ducks: list[tuple[float, bool]] = []
         self.states: list[str] = []
         self.statuses: list[str] = []
         self.server: RealtimeSession | None = None
         self.light_dark = True
         self.uplink_delay_s = 0.0
+        self.stuck = False
+        """The socket takes nothing."""
         self.lights_work = True
         self.filter: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda event: event
         self.core = Conversation(config or Config(), random.Random(1), muted=muted, now=self.now)
@@ -256,13 +265,13 @@ class World:
             self._dial = None
             self.give(LinkClosed(self.now, dial, None, "refused", None, "no-route"))
             return
-        self.give(LinkOpened(self.now, dial))
+        self.give(LinkOpened(self.now, dial, UNIX_S))
         self.server = RealtimeSession(
             self.script,
             model="gpt-realtime-2.1",
             tag=f"s{dial}",
             now_s=self.now,
-            unix_s=1.8e9,
+            unix_s=UNIX_S,
             verdict=self.verdict,
         )
         self._from_server(self.server.start())
@@ -273,6 +282,8 @@ class World:
         if event["type"] == APPEND and any(base64.b64decode(event["audio"])):
             assert not self.light_dark, "sound left under a dark light"
             assert not self._muted, "sound left while muted"
+        if self.stuck:
+            return
         if effect.audio_frames and self._dial is not None:
             dial = self._dial
             self.at(self.now, lambda: self.give(AudioSent(effect.audio_frames, self.now, dial)))
@@ -304,7 +315,8 @@ class World:
 
     def _do_chime(self, effect: Chime) -> None:
         self.chimes.append((self.now, effect.name))
-        self._speaker.chime(earcons.samples(effect.name), self.now)
+        clip = voice(2.0) if FAULTS.get(effect.name) else earcons.samples(effect.name)
+        self._speaker.chime(clip, self.now)
 
     def _do_duck(self, effect: Duck) -> None:
         self.ducks.append((self.now, effect.on))
@@ -329,6 +341,13 @@ class World:
         if note.name == "turn":
             self.states.append(note.fields["turn"])
         assert note.level < logging.ERROR or note.name == "too-long", note.text
+
+
+def tapped(world: World) -> World:
+    """Run a new world until just before a tap at 105 s."""
+    world.run(4)
+    world.tap(105.0)
+    return world
 
 
 class Speaker:
@@ -383,6 +402,11 @@ class Speaker:
         if self._started is None:
             self._last = (now, samples)
 
+    def hush(self, now: float) -> None:
+        started, samples = self._last
+        if self._started is None and started is not None:
+            self._last = (started, samples[: max(0, round((now - started) * WIRE_RATE))])
+
     def _frames(self, now: float) -> int:
         if self._started is None:
             return 0
@@ -419,6 +443,9 @@ _PERFORM: dict[type, Callable[[World, Any], None]] = {
     Flush: World._do_flush,
     Show: World._do_show,
     Chime: World._do_chime,
+    Hush: lambda world, e: world._speaker.hush(world.now),
+    KeepConversation: lambda world, e: world.kept.append(e.text),
+    Restart: lambda world, e: world.exits.append(e.exit_code),
     Duck: World._do_duck,
     SetMuted: World._do_mute,
     DropUnsent: lambda world, e: None,

@@ -24,7 +24,8 @@ from voiced.events import (
     MicrophoneBlock,
     Samples,
 )
-from voiced.sim.rig import Mouth, Rig
+from voiced.sim.rig import Rig
+from voiced.sim.streams import Mouth
 
 NATIVE = Microphone(device="hw:1", rate=24_000)
 
@@ -193,6 +194,177 @@ def test_a_lost_card_is_a_fault_and_opened_again() -> None:
     assert opened[1].closed
 
 
+@pytest.fixture
+def reopens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voiced.edge.capture.REOPEN_S", 0.001)
+
+
+class Sequence:
+    """Opens these PCMs one after the other, and the last of them again and again; an exception is
+    raised instead."""
+
+    def __init__(self, *pcms: Any) -> None:
+        self._left = list(pcms)
+        self.names: list[str] = []
+
+    def __call__(self, device: str, *_: Any) -> Any:
+        self.names.append(device)
+        each = self._left.pop(0) if len(self._left) > 1 else self._left[0]
+        if isinstance(each, Exception):
+            raise each
+        return each
+
+
+def faults(posted: list[Any]) -> list[str]:
+    """What was told of the device, in order: names of faults, and "back"."""
+    told = [e for e in posted if isinstance(e, DeviceBack | DeviceFault)]
+    return [e.fault if isinstance(e, DeviceFault) else "back" for e in told]
+
+
+class Paced:
+    """A card with this share of its rate, in time that passes only in its reads."""
+
+    now = 100.0
+
+    def __init__(self, share: float, seconds: float = 1e9) -> None:
+        self._took_s = 0.02 / share
+        self._left = seconds / self._took_s
+
+    def read(self) -> tuple[int, bytes]:
+        self._left -= 1
+        if self._left < 0:
+            threading.Event().wait(0.002)
+            return 0, b""
+        Paced.now += self._took_s
+        return BLOCK_FRAMES, bytes(2 * BLOCK_FRAMES)
+
+    def drop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("reopens_at_once")
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.89])
+def test_a_slow_card_is_one_fault_until_it_has_kept_its_rate(share: float) -> None:
+    shares = [share, share * 0.99, share * 0.98, share]  # no two measurements are the same
+    opening = Sequence(*map(Paced, shares), Paced(1.0, 12.0))
+    made, posted = capture(open_pcm=opening, clock=lambda: Paced.now)
+    begin = Paced.now
+    made.start()
+    until(lambda: len(faults(posted)) == 3)
+    made.close()
+    assert faults(posted) == ["back", "microphone-slow", "back"]
+    slow = next(e for e in posted if isinstance(e, DeviceFault))
+    assert len(opening.names) == 5
+    if share > 0.05:  # below, each read is a gap
+        assert slow.at - begin == pytest.approx(5.0, abs=0.2)
+        assert f"{share * 24_000:.0f} frames a second, not 24000" in slow.detail
+    assert posted[-1].at - slow.at > 5.0
+
+
+@pytest.mark.usefixtures("reopens_at_once")
+def test_a_card_that_opens_and_gives_nothing_is_one_fault_until_it_gives_something() -> None:
+    fails = [Script([alsaaudio.ALSAAudioError("Input/output error [hw:1]")]) for _ in range(20)]
+    opening = Sequence(Script([pcm16(ramp(1)), *fails[0].reads]), *fails, Script([pcm16(ramp(1))]))
+    made, posted = capture(open_pcm=opening)
+    made.start()
+    until(lambda: len(faults(posted)) == 3)
+    made.close()
+    assert faults(posted) == ["back", "microphone-lost", "back"]
+    assert len(opening.names) == 22
+
+
+@pytest.mark.usefixtures("reopens_at_once")
+def test_a_card_is_opened_by_its_name_each_time_and_a_busy_one_told_apart() -> None:
+    name = "plughw:CARD=Array,DEV=0"
+    gone = alsaaudio.ALSAAudioError(f"No such device [{name}]")
+    absent = DeviceError("microphone-lost", f"{name}: No such device")
+    busy = DeviceError("microphone-busy", f"{name}: Device or resource busy")
+    opening = Sequence(
+        Script([pcm16(ramp(1)), gone]), absent, absent, busy, busy, Script([pcm16(ramp(1))])
+    )
+    made, posted = capture(Microphone(device=name, rate=24_000), open_pcm=opening)
+    made.start()
+    until(lambda: faults(posted)[-2:] == ["microphone-busy", "back"])
+    made.close()
+    assert set(opening.names) == {name}
+    assert faults(posted)[1:-2] == ["microphone-lost", "microphone-lost"]  # in two words
+
+
+def test_what_was_lost_in_overruns_makes_no_slow_card() -> None:
+    def away() -> None:
+        Paced.now += 2.0
+
+    card = Paced(1.0)
+    reads: list[Any] = [*[lambda: None] * 50, away] * 20
+
+    class Overrun(Paced):
+        def read(self) -> tuple[int, bytes]:
+            if not reads:
+                return super().read()
+            (step := reads.pop(0))()
+            return (-32, b"") if step is away else card.read()
+
+    made, posted = capture(open_pcm=lambda *_: Overrun(1.0, 0.0), clock=lambda: Paced.now)
+    made.start()
+    until(lambda: made.xruns == 20)
+    made.close()
+    assert faults(posted) == ["back"]
+
+
+@pytest.mark.usefixtures("reopens_at_once")
+def test_a_card_that_overruns_for_ever_is_lost_and_a_few_overruns_are_not() -> None:
+    few = [-32, -32, pcm16(ramp(1))] * 20
+    made, posted = capture(open_pcm=Sequence(Script([*few, *[-32] * 10]), Script([])))
+    made.start()
+    until(lambda: "microphone-lost" in faults(posted))
+    made.close()
+    assert made.xruns == 50
+    assert len(blocks(made)) == 20 * BLOCK_FRAMES
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_by_itself_has_died_and_one_that_was_closed_has_not() -> None:
+    def end(*_: Any) -> None:
+        raise SystemExit
+
+    dead, _ = capture(open_pcm=end)
+    closed, _ = capture(open_pcm=lambda *_: Script([]))
+    assert not dead.has_died
+    dead.start()
+    closed.start()
+    until(lambda: dead.has_died)
+    assert not closed.has_died
+    closed.close()
+    assert not closed.has_died
+
+
+def test_a_successor_opens_when_its_predecessor_has_closed_and_does_not_step_before() -> None:
+    hangs, order = threading.Event(), []
+
+    class Old(Script):
+        def read(self) -> tuple[int, bytes]:
+            hangs.wait(5)
+            return 0, b""
+
+        def close(self) -> None:
+            order.append("closed")
+
+    old, _ = capture(open_pcm=lambda *_: Old([]))
+    new, _ = capture(open_pcm=lambda *_: order.append("opened") or Script([pcm16(ramp(1))]))
+    old.start()
+    new.start(after=old)
+    stepped_at = new.stepped_at
+    until(lambda: old._stopping.is_set())
+    assert (order, new.stepped_at) == ([], stepped_at)
+    hangs.set()
+    until(lambda: len(order) == 2)
+    new.close()
+    assert order == ["closed", "opened"]
+
+
 def test_close_is_safe_early_and_twice() -> None:
     made, _ = capture(open_pcm=lambda *_: Script([]))
     made.close()
@@ -216,6 +388,7 @@ class Subtracts:
     """A canceller as simple as can be: 10 ms late, it takes what was played away."""
 
     delay_ms = 10.0
+    aligning = False
 
     def __init__(self) -> None:
         self.held = np.zeros(240, np.int16)
@@ -247,6 +420,10 @@ def test_the_canceller_gets_every_block_and_its_delay_is_in_the_date() -> None:
     expected = np.concatenate((np.zeros(240), ramp(3)[:-240]))
     assert np.array_equal(np.concatenate([block.samples for block in taken]), expected)
     assert [played is None for _, played in canceller.fed] == [True, True, False]
+    assert not any(block.aligning for block in taken)
+    canceller.aligning = True
+    made.accept(pcm16(ramp(1)), 10.02)
+    assert [block.aligning for block in made.take()] == [True]
 
 
 def test_muted_the_canceller_is_emptied_and_what_we_played_is_told() -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import errno
 import logging
 import socket
 import ssl
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 
+from tests import certificate as certificates
 from tests.certificate import self_signed
+from tests.edge.test_network import Namespace, cable, ip
 from voiced.config import Realtime, Secret
 from voiced.edge import link as links
-from voiced.edge.link import CLOSE_TIMEOUT_S, MAX_UNSENT, Link
+from voiced.edge.link import CLOSE_TIMEOUT_S, MAX_LOOKUPS, MAX_UNSENT, Link
 from voiced.edge.service import set_up_logging
 from voiced.events import AudioSent, LinkClosed, LinkFrame, LinkOpened
 from voiced.sim.faults import GARBAGE
@@ -52,6 +60,11 @@ class Heard:
         await self.until(lambda: len(self.of(kind)) >= number)
         return self.of(kind)[number - 1]
 
+    async def next_of_dial(self, dial: int) -> Event:
+        """What this dial posts first."""
+        await self.until(lambda: any(event.dial == dial for event in self.events))
+        return next(event for event in self.events if event.dial == dial)
+
     async def until(self, done: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not done():
@@ -64,9 +77,11 @@ def settings(url: str, **more: str) -> Realtime:
 
 
 @contextlib.asynccontextmanager
-async def linked() -> AsyncIterator[tuple[Link, Heard]]:
+async def linked(
+    look_up: links.LookUp = socket.getaddrinfo,
+) -> AsyncIterator[tuple[Link, Heard]]:
     heard = Heard()
-    link = Link(heard)
+    link = Link(heard, look_up)
     try:
         yield link, heard
     finally:
@@ -86,10 +101,13 @@ def with_sim(
     asyncio.run(run())
 
 
+Talk = Callable[[ServerConnection], Awaitable[object]]
+
+
 class Peer:
     """A plain WebSocket server: keeps requests and frames, and does what `talk` says first."""
 
-    def __init__(self, talk: Callable[[ServerConnection], Awaitable[object]] | None = None) -> None:
+    def __init__(self, talk: Talk | None = None) -> None:
         self.requests: list[Request] = []
         self.frames: asyncio.Queue[str | bytes] = asyncio.Queue()
         self.closed: asyncio.Queue[int | None] = asyncio.Queue()
@@ -112,11 +130,21 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def peer(
-    talk: Callable[[ServerConnection], Awaitable[object]] | None = None,
+    talk: Talk | None = None, dates: list[str] | None = None, address: str = "127.0.0.1"
 ) -> AsyncIterator[Peer]:
+    """`dates` are its `Date` headers, if not the time."""
     it = Peer(talk)
-    async with serve(it.handle, "127.0.0.1", 0, max_queue=1, close_timeout=0.2) as server:
-        it.url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/v1/realtime"
+
+    def date(_: ServerConnection, __: Request, response: Response) -> None:
+        if dates is not None:
+            del response.headers["Date"]
+            for each in dates:
+                response.headers["Date"] = each
+
+    server = serve(it.handle, address, 0, max_queue=1, close_timeout=0.2, process_response=date)
+    async with server as running:
+        port = next(iter(running.sockets)).getsockname()[1]
+        it.url = f"ws://{address}:{port}/v1/realtime"
         yield it
 
 
@@ -141,11 +169,11 @@ async def raw_server(answer: bytes) -> AsyncIterator[str]:
         await server.wait_closed()
 
 
-def fails(url: str, **more: str) -> LinkClosed:
+def fails(url: str, look_up: links.LookUp = socket.getaddrinfo, **more: str) -> LinkClosed:
     """Dial `url`; how it failed. Nothing else may be posted."""
 
     async def run() -> LinkClosed:
-        async with linked() as (link, heard):
+        async with linked(look_up) as (link, heard):
             link.dial(3, settings(url, **more), KEY)
             closed = await heard.next(LinkClosed)
             assert heard.events == [closed]
@@ -244,6 +272,43 @@ def test_the_request_has_model_and_key_and_nothing_else_of_ours() -> None:
     asyncio.run(run())
 
 
+def told_time(dates: list[str] | None) -> float | None:
+    """`server_time` of a server with these `Date` headers."""
+
+    async def run() -> float | None:
+        async with peer(dates=dates) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            return (await heard.next(LinkOpened)).server_time
+
+    return asyncio.run(run())
+
+
+def test_the_servers_clock_is_told() -> None:
+    before = time.time()
+    server_time = told_time(None)
+    assert server_time is not None
+    assert before - 1 <= server_time <= time.time()  # it tells whole seconds
+
+
+@pytest.mark.parametrize(
+    ("dates", "server_time"),
+    [
+        (["Thu, 01 Jan 1970 00:01:40 GMT"], 100.0),
+        (["Thu, 01 Jan 1970 00:01:40 -0000"], 100.0),  # no zone, for the parser
+        (["Thu, 01 Jan 1970 01:01:40 +0100"], 100.0),
+        (["yesterday", "Thu, 01 Jan 1970 00:01:40 GMT"], 100.0),
+        ([], None),
+        ([""], None),
+        (["0"], None),
+        (["Thu, 32 Jan 1970 00:01:40 GMT"], None),
+        ([f"Thu, 01 Jan 1970 00:01:40 +{'9' * 20}"], None),
+        ([f"Thu, 01 Jan {'9' * 30} 00:01:40 GMT"], None),
+    ],
+)
+def test_a_date_is_read_or_left(dates: list[str], server_time: float | None) -> None:
+    assert told_time(dates) == server_time
+
+
 # --- how it ends -------------------------------------------------------------------------
 
 
@@ -313,12 +378,235 @@ def test_an_upgrade_refused_by_http_tells_its_status(status: int) -> None:
     with_sim(test, SimOptions(http_status=status))
 
 
-def test_a_name_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_found(*_: Any, **__: Any) -> None:
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        (errno.ENETDOWN, "no-network"),
+        (errno.EADDRNOTAVAIL, "no-network"),
+        (errno.ENETUNREACH, "no-route"),
+        (errno.EHOSTUNREACH, "no-route"),
+        (errno.ECONNREFUSED, "no-route"),
+        (errno.ETIMEDOUT, "timeout"),
+    ],
+)
+def test_why_the_server_is_not_reached(
+    code: int, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(address: links.Address) -> socket.socket:
+        raise OSError(code, "as it is")
+
+    monkeypatch.setattr(links, "_connect", connect)
+    assert fails("ws://192.0.2.1/v1/realtime").fault == fault
+
+
+@pytest.mark.parametrize("first", [errno.ENETUNREACH, errno.EADDRNOTAVAIL])
+def test_of_several_addresses_the_one_that_could_be_reached_tells_why(
+    first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A house without IPv6: what is wrong with the server is what IPv4 says."""
+
+    async def connect(address: links.Address) -> socket.socket:
+        code = first if address[0] == socket.AF_INET6 else errno.ECONNREFUSED
+        raise OSError(code, str(address[4][0]))
+
+    monkeypatch.setattr(links, "_connect", connect)
+    addresses = [*address_of("2001:db8::1"), *address_of("192.0.2.1"), *address_of("2001:db8::2")]
+    closed = fails("ws://server.example/v1/realtime", lambda *_, **__: addresses)
+    assert closed.fault == "no-route"
+    assert "192.0.2.1" in closed.reason
+
+
+def address_of(literal: str, port: int = 80) -> list[links.Address]:
+    return list(socket.getaddrinfo(literal, port, type=socket.SOCK_STREAM))
+
+
+def test_an_address_that_leads_nowhere_does_not_delay_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_up = []
+    connect_in_truth = links._connect
+
+    async def connect(address: links.Address) -> socket.socket:
+        if address[4][0] == "127.0.0.1":
+            return await connect_in_truth(address)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append(address[4][0])
+            raise
+        raise AssertionError
+
+    monkeypatch.setattr(links, "_connect", connect)
+
+    async def run() -> None:
+        async with peer() as server:
+            port = int(server.url.split(":")[2].partition("/")[0])
+            addresses = [*address_of("2001:db8::1"), *address_of("127.0.0.1", port)]
+            async with linked(lambda *_, **__: addresses) as (link, heard):
+                link.dial(1, settings(f"ws://server.example:{port}/v1/realtime"), None)
+                async with asyncio.timeout(links.OPEN_TIMEOUT_S / 2):
+                    await heard.next(LinkOpened)
+                assert given_up == ["2001:db8::1"]
+
+    asyncio.run(run())
+
+
+def test_of_two_that_connect_the_second_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ResourceWarning an error, a socket forgotten fails the test."""
+    both = asyncio.Event()
+    count = 0
+    connect_in_truth = links._connect
+
+    async def connect(address: links.Address) -> socket.socket:
+        nonlocal count
+        sock = await connect_in_truth(address)
+        count += 1
+        if count == 2:
+            both.set()
+        await both.wait()
+        return sock
+
+    monkeypatch.setattr(links, "_connect", connect)
+
+    async def run() -> None:
+        async with peer() as server:
+            port = int(server.url.split(":")[2].partition("/")[0])
+            addresses = address_of("127.0.0.1", port) * 2
+            async with linked(lambda *_, **__: addresses) as (link, heard):
+                link.dial(1, settings(f"ws://server.example:{port}/v1/realtime"), None)
+                await heard.next(LinkOpened)
+        assert len(server.requests) == 1
+
+    asyncio.run(run())
+
+
+# --- names -------------------------------------------------------------------------------
+
+
+def test_a_name_is_looked_up() -> None:
+    asked = []
+
+    def look_up(host: str, port: int, **_: Any) -> list[links.Address]:
+        asked.append(host)
+        return address_of("127.0.0.1", port)
+
+    async def run() -> None:
+        async with peer() as server, linked(look_up) as (link, heard):
+            link.dial(1, settings(server.url.replace("127.0.0.1", "server.example")), None)
+            await heard.next(LinkOpened)
+            assert server.requests[0].headers["Host"].startswith("server.example:")
+            link.dial(2, settings(server.url), None)
+            await heard.next(LinkOpened, 2)
+        assert asked == ["server.example"]  # an address is no name
+
+    asyncio.run(run())
+
+
+def test_a_name_that_is_not_found() -> None:
+    def not_found(*_: Any, **__: Any) -> list[links.Address]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(socket, "getaddrinfo", not_found)
-    assert fails("wss://realtime.example/v1/realtime").fault == "no-dns"
+    assert fails("wss://realtime.example/v1/realtime", not_found).fault == "no-dns"
+
+
+class DeadResolver:
+    """Hangs until `answer` is set; then, as ever, 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.answer = threading.Event()
+        self.asked = 0
+
+    def __call__(self, host: str, port: int, **_: Any) -> list[links.Address]:
+        self.asked += 1
+        assert self.answer.wait(4 * DEADLINE_S)
+        return address_of("127.0.0.1", port)
+
+
+def test_a_resolver_that_hangs_is_a_name_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "OPEN_TIMEOUT_S", 0.1)
+    resolver = DeadResolver()
+    closed = fails("wss://realtime.example/v1/realtime", resolver)
+    assert closed.fault == "no-dns"
+    resolver.answer.set()
+
+
+def test_lookups_that_hang_are_bounded_and_delay_nothing_that_comes_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten minutes without a resolver: 40 dials, 15 s apart, are given up one after the other."""
+    resolver = DeadResolver()
+
+    async def run() -> None:
+        async with peer() as server, linked(resolver) as (link, heard):
+            named = settings(server.url.replace("127.0.0.1", "server.example"))
+            threads = threading.active_count()
+            with monkeypatch.context() as patch:
+                patch.setattr(links, "OPEN_TIMEOUT_S", 0.01)
+                for number in range(40):
+                    link.dial(number, named, None)
+                    closed = await heard.next(LinkClosed, number + 1)
+                    assert closed.fault == "no-dns"
+            assert resolver.asked == MAX_LOOKUPS
+            assert threading.active_count() <= threads + MAX_LOOKUPS
+            async with asyncio.timeout(DEADLINE_S):  # and the loop's own threads are free
+                await asyncio.gather(*(asyncio.to_thread(lambda: None) for _ in range(40)))
+            resolver.answer.set()
+            for number in range(40, 1000):
+                link.dial(number, named, None)
+                if isinstance(await heard.next_of_dial(number), LinkOpened):
+                    return
+            pytest.fail("the answers to the lookups that hung did not make room")
+
+    asyncio.run(run())
+
+
+def test_a_dial_does_not_wait_for_the_lookup_of_an_earlier_one() -> None:
+    """The network came back, with another resolver; the first lookup waits for the old one."""
+    dead = DeadResolver()
+
+    def look_up(host: str, port: int, **more: Any) -> list[links.Address]:
+        return dead(host, port) if not dead.asked else address_of("127.0.0.1", port)
+
+    async def run() -> None:
+        async with peer() as server, linked(look_up) as (link, heard):
+            named = settings(server.url.replace("127.0.0.1", "server.example"))
+            link.dial(1, named, None)
+            await asyncio.to_thread(wait_for, lambda: dead.asked)
+            link.dial(2, named, None)
+            assert (await heard.next(LinkOpened)).dial == 2
+            dead.answer.set()
+
+    asyncio.run(run())
+
+
+def wait_for(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_lookup_that_hangs_does_not_delay_the_end_of_the_process() -> None:
+    program = """
+import asyncio, threading, time
+from voiced.config import Realtime
+from voiced.edge.link import Link
+
+asked = threading.Event()
+
+def look_up(*_, **__):
+    asked.set()
+    time.sleep(600)
+
+async def run():
+    link = Link(print, look_up)
+    link.dial(1, Realtime(url="wss://realtime.example/v1/realtime"), None)
+    await asyncio.to_thread(asked.wait)
+    await link.closed()
+
+asyncio.run(run())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=2 * DEADLINE_S)
 
 
 def test_a_name_that_can_not_be_one() -> None:
@@ -416,6 +704,40 @@ def test_a_certificate_nobody_knows_is_untrusted(authority: tuple[Path, ssl.SSLC
     (closed,) = dial_tls(authority[1], "")
     assert isinstance(closed, LinkClosed)
     assert closed.fault == "tls-untrusted"
+
+
+def fault_of_certificate(folder: Path, made_days_ago: int, patch: pytest.MonkeyPatch) -> str | None:
+    """Of a certificate that is valid from a day before to a day after it was made."""
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Then:
+            then = datetime.datetime.now(tz) - datetime.timedelta(days=made_days_ago)
+            return cls.fromtimestamp(then.timestamp(), tz)
+
+    clock = SimpleNamespace(datetime=Then, timedelta=datetime.timedelta, UTC=datetime.UTC)
+    patch.setattr(certificates, "datetime", clock)
+    certificate, key = self_signed(folder, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    last = dial_tls(context, str(certificate))[-1]
+    return last.fault if isinstance(last, LinkClosed) else None
+
+
+def test_a_certificate_not_yet_valid_tells_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault_of_certificate(tmp_path, -3, monkeypatch) == "clock-wrong"
+
+
+def test_an_expired_certificate_is_untrusted_unless_the_clock_is_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fault_of_certificate(tmp_path, 3, monkeypatch) == "tls-untrusted"
+    yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    monkeypatch.setattr(links, "LAST_PLAUSIBLE", yesterday)
+    assert fault_of_certificate(tmp_path, 3, monkeypatch) == "clock-wrong"
+    assert fault_of_certificate(tmp_path, 0, monkeypatch) is None
 
 
 @pytest.mark.parametrize("text", [None, "no certificate"])
@@ -595,6 +917,86 @@ def test_closing_without_a_dial_does_nothing() -> None:
             assert heard.events == []
 
     asyncio.run(run())
+
+
+# --- the network changes ------------------------------------------------------------------
+
+
+def test_an_address_that_stays_keeps_the_link() -> None:
+    async def test(server: SimServer, link: Link, heard: Heard) -> None:
+        link.check_address()  # not yet connected
+        await heard.next(LinkFrame)
+        link.check_address()
+        link.send(b'{"type": "input_audio_buffer.clear"}')
+        await heard.next(LinkFrame, 2)
+        assert not heard.of(LinkClosed)
+        await link.closed()
+        link.check_address()
+        assert not heard.of(LinkClosed)
+
+    with_sim(test)
+
+
+@contextlib.contextmanager
+def far_peer(there: Namespace) -> Iterator[Peer]:
+    """At 10.77.0.2."""
+    stack = contextlib.AsyncExitStack()
+    try:
+        yield there.do(stack.enter_async_context(peer(address="10.77.0.2")))
+    finally:
+        there.do(stack.aclose())
+
+
+def test_an_address_that_goes_ends_the_link_at_once() -> None:
+    with cable() as (here, there), far_peer(there) as server:
+
+        async def run() -> None:
+            async with linked() as (link, heard):
+                link.dial(4, settings(server.url), None)
+                await heard.next(LinkOpened)
+                await asyncio.to_thread(ip, "addr add 10.77.0.9/24 dev near")
+                link.check_address()
+                assert not heard.of(LinkClosed)
+                await asyncio.to_thread(ip, "addr del 10.77.0.1/24 dev near")
+                link.check_address()
+                (closed,) = heard.of(LinkClosed)
+                assert (closed.dial, closed.fault) == (4, "link-lost")
+                assert "10.77.0.1 is gone" in closed.reason
+                link.check_address()
+                assert heard.events[-1] is closed
+
+        here.do(run())
+
+
+def test_a_peer_that_vanishes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While audio is sent by its acknowledgements, idle by the first ping without one."""
+    ping_s = 1.0
+    monkeypatch.setattr(links, "PING_INTERVAL_S", ping_s)
+    user_s = links.USER_TIMEOUT_MS / 1000
+    assert user_s + 1 <= 6
+
+    async def noticed_s(heard: Heard, since: float) -> float:
+        return (await heard.next(LinkClosed)).at - since
+
+    with cable() as (here, there), far_peer(there) as server:
+
+        async def run() -> tuple[float, float]:
+            async with linked() as (busy, busy_heard), linked() as (idle, idle_heard):
+                for link, heard in ((busy, busy_heard), (idle, idle_heard)):
+                    link.dial(1, settings(server.url), None)
+                    await heard.next(LinkOpened)
+                busy.send(bytes(1280), audio_frames=480)
+                await here.ip_of(there, "addr del 10.77.0.2/24 dev far")
+                vanished = time.monotonic()
+                for _ in range(50):
+                    busy.send(bytes(1280), audio_frames=480)
+                return await asyncio.gather(
+                    noticed_s(busy_heard, vanished), noticed_s(idle_heard, vanished)
+                )
+
+        busy_s, idle_s = here.do(run())
+    assert user_s - 1 < busy_s < user_s + 1
+    assert idle_s < ping_s + user_s + 1
 
 
 # --- the key -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ pyalsaaudio never refuses by itself, so a pretended card shows what a real one m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import alsaaudio
@@ -143,16 +144,16 @@ def test_a_speaker_that_grants_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "fault", "told"),
     [
-        ("Device or resource busy", "another program holds it: fuser"),
-        ("Permission denied", "the user must be in the group audio"),
-        ("No such file or directory", "is it plugged in? `arecord -l`"),
-        ("No such device", "see microphone.device"),
+        ("Device or resource busy", "busy", "another program holds it: fuser"),
+        ("Permission denied", "lost", "the user must be in the group audio"),
+        ("No such file or directory", "lost", "is it plugged in? `arecord -l`"),
+        ("No such device", "lost", "see microphone.device"),
     ],
 )
-def test_a_card_that_does_not_open_is_lost_and_the_remedy_is_told(
-    monkeypatch: pytest.MonkeyPatch, error: str, told: str
+def test_a_card_that_does_not_open_is_a_fault_and_the_remedy_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: str, fault: str, told: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise alsaaudio.ALSAAudioError(f"{error} [{ASKED}]")
@@ -160,9 +161,12 @@ def test_a_card_that_does_not_open_is_lost_and_the_remedy_is_told(
     monkeypatch.setattr(alsaaudio, "PCM", fail)
     with pytest.raises(DeviceError) as caught:
         pcms.open_capture(ASKED, 48_000, 1)
-    assert caught.value.fault == "microphone-lost"
+    assert caught.value.fault == f"microphone-{fault}"
     assert str(caught.value).startswith(f"{ASKED}: {error}: ")
     assert told in str(caught.value)
+    with pytest.raises(DeviceError) as caught:
+        pcms.open_playback(ASKED, 48_000)
+    assert caught.value.fault == f"speaker-{fault}"
 
 
 @pytest.mark.parametrize("failing", [set(), {"drop"}, {"close"}, {"drop", "close"}])
@@ -195,6 +199,20 @@ def test_the_rigs_devices_open_as_asked(rig: Rig) -> None:
 def test_a_name_alsa_does_not_know(rig: Rig) -> None:
     with pytest.raises(DeviceError, match=r"^rig_nothing: .*aplay -l.*speaker\.device"):
         pcms.open_playback("rig_nothing", 48_000)
+
+
+def test_a_name_that_comes_into_alsas_configuration_later_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with asound.conf, and with the names that a card brings along when it is plugged in."""
+    config, late = tmp_path / "asound.conf", tmp_path / "late.conf"
+    config.write_text(f"</usr/share/alsa/alsa.conf>\n<{late}>\n")
+    late.write_text("")
+    monkeypatch.setenv("ALSA_CONFIG_PATH", str(config))
+    with pytest.raises(DeviceError, match="No such file or directory"):
+        pcms.open_capture("late", 24_000, 1)
+    late.write_text("pcm.late { type null }\n")
+    pcms.close(pcms.open_capture("late", 24_000, 1))
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_line_on_stderr(

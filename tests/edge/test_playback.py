@@ -17,6 +17,7 @@ import pytest
 from voiced.edge.pcm import DeviceError
 from voiced.edge.playback import DUCK_GAIN, DUCK_MS, IDLE_STEP_S, Playback
 from voiced.edge.played import Played
+from voiced.edge.vitals import STILL_S
 from voiced.events import (
     WIRE_RATE,
     DeviceBack,
@@ -25,7 +26,8 @@ from voiced.events import (
     PlaybackStarted,
     Samples,
 )
-from voiced.sim.rig import Ear, Rig
+from voiced.sim.rig import Rig
+from voiced.sim.streams import Ear
 
 RATE = 48_000
 
@@ -49,6 +51,7 @@ class FakePcm:
         self.heard = np.empty(0, np.int16)
         self.drops = 0
         self.gone = False
+        self.stuck = False
         self.meanwhile: Callable[[], None] = lambda: None
         """What another thread does in the middle of a write."""
         self._short = short_writes
@@ -58,6 +61,9 @@ class FakePcm:
 
     def _advance(self) -> None:
         if self._at is None:
+            return
+        if self.stuck:
+            self._at = self.clock()
             return
         frames = int(round((self.clock() - self._at) * self.rate, 3))
         played = min(frames, len(self._buffer))
@@ -939,6 +945,133 @@ def test_a_flush_of_an_unplugged_speaker_is_no_harm() -> None:
     assert bench.events(DeviceFault)
 
 
+def test_a_speaker_that_stands_still_is_stuck_and_what_was_heard_is_told() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(48_000), 0)
+    bench.run(0.5)
+    bench.pcm._advance()
+    bench.pcm.stuck = True
+    bench.run(STILL_S - 0.05)
+    assert not bench.events(DeviceFault)
+    bench.run(0.2)
+    (fault,) = bench.events(DeviceFault)
+    assert fault.fault == "speaker-stuck"
+    assert "stands still" in fault.detail
+    assert bench.pcm.drops == 1
+    heard = bench.pcm.heard
+    assert bench.playback.flush(1, bench.clock.now).frames_heard == len(heard) == 12_000
+    told = [bench.played.take(480, 10.0 + n * 0.02) for n in range(1, 100)]
+    emitted = np.concatenate([block for block in told if block is not None])
+    assert np.array_equal(np.trim_zeros(emitted), heard)
+
+
+def test_stuck_it_is_one_fault_until_it_has_played_a_second_of_silence() -> None:
+    bench = Bench(rate=24_000)
+    bench.pcm.stuck = True
+    bench.playback.chime(CHIME, 100)
+    bench.run(30)
+    assert [e.fault for e in bench.events(DeviceFault)] == ["speaker-stuck"]
+    assert len(bench.events(DeviceBack)) == 1  # at the start
+    bench.pcm.stuck, freed = False, bench.clock.now
+    bench.run(4)
+    assert len(bench.events(DeviceBack)) == 2
+    assert 1.0 < bench.events(DeviceBack)[-1].at - freed < 3.2
+    assert not bench.pcm.heard.any()
+    bench.playback.chime(CHIME, 100)
+    bench.run(0.5)
+    assert np.count_nonzero(bench.pcm.heard) == len(CHIME)
+
+
+def test_a_stuck_speaker_that_is_plugged_in_anew_is_back_at_once() -> None:
+    bench = Bench()
+    bench.pcm.stuck = True
+    bench.playback.chime(CHIME, 100)
+    bench.run(3)
+    bench.pcm.gone = True
+    bench.run(2)
+    bench.pcm.gone = bench.pcm.stuck = False
+    bench.run(1.1)
+    faults = [e.fault for e in bench.events(DeviceFault)]
+    assert (faults[0], faults[-1]) == ("speaker-stuck", "speaker-lost")
+    assert len(bench.events(DeviceBack)) == 2
+
+
+def test_a_speaker_that_swallows_an_answer_in_no_time_is_stuck() -> None:
+    bench = Bench(rate=24_000)
+    bench.pcm.avail = lambda: bench.pcm.size  # type: ignore[method-assign]
+    bench.pcm.write = lambda data: len(data) // 2  # type: ignore[method-assign]
+    bench.playback.play(ramp(48_000), 0)
+    bench.playback.end(0)
+    bench.run(0.5)
+    (fault,) = bench.events(DeviceFault)
+    assert fault.fault == "speaker-stuck"
+    assert "ahead of the clock" in fault.detail
+    assert not bench.events(PlaybackDrained)
+    bench.run(10)
+    assert len(bench.events(DeviceBack)) == 1  # at the start
+    assert len(bench.events(DeviceFault)) == 1
+
+
+def test_answers_that_are_cut_one_after_the_other_do_not_make_a_hurried_device() -> None:
+    bench = Bench(rate=24_000)
+    for epoch in range(50):
+        bench.playback.play(ramp(9_600), epoch)
+        bench.run(0.09)
+        bench.playback.flush(epoch + 1, bench.clock.now)
+    assert not bench.events(DeviceFault)
+
+
+def test_a_machine_that_stands_still_has_no_stuck_speaker() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(48_000), 0)
+    bench.run(0.5)
+    bench.pcm.stuck = True
+    for _ in range(3):
+        bench.step()
+        bench.clock.now += 100.0
+    bench.pcm.stuck = False
+    bench.playback.end(0)
+    bench.run(3)
+    assert not bench.events(DeviceFault)
+    assert len(bench.events(PlaybackDrained)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_owner_that_ends_by_itself_has_died_and_one_that_was_closed_has_not() -> None:
+    def end(*_: Any) -> Any:
+        raise SystemExit
+
+    dead = Playback("hw:1", RATE, 100, lambda _: None, open_pcm=end)
+    closed = Playback("hw:1", RATE, 100, lambda _: None, open_pcm=lambda *_: (FakePcm(Clock()), 1))
+    dead.start()
+    closed.start()
+    until(lambda: dead.has_died)
+    assert not closed.has_died
+    closed.close()
+    assert not closed.has_died
+
+
+def test_a_successor_opens_when_its_predecessor_has_closed() -> None:
+    order: list[str] = []
+
+    class Old(FakePcm):
+        def close(self) -> None:
+            order.append("closed")
+
+    def open_new(*_: Any) -> tuple[Any, int]:
+        order.append("opened")
+        return FakePcm(Clock()), 1
+
+    old = Playback("hw:1", RATE, 100, lambda _: None, open_pcm=lambda *_: (Old(Clock()), 1))
+    new = Playback("hw:1", RATE, 100, lambda _: None, open_pcm=open_new)
+    old.start()
+    until(lambda: old._pcm is not None)
+    new.start(after=old)
+    until(lambda: len(order) == 2)
+    new.close()
+    assert order == ["closed", "opened"]
+
+
 def test_close_is_safe_early_and_twice() -> None:
     bench = Bench()
     bench.playback.close()
@@ -988,6 +1121,17 @@ def speaker(rig: Rig) -> Any:
     until(lambda: posted)
     yield playback, posted
     playback.close()
+
+
+def test_a_real_device_that_waits_for_more_is_not_stuck(speaker: Any) -> None:
+    """Two short pieces and a long wait behind each, in which it runs dry."""
+    playback, posted = speaker
+    for n in range(2):
+        playback.play(tone(0.1 + 0.1 * n), 0)
+        until(lambda n=n: playback.holes == n + 1)
+        began = time.monotonic()
+        until(lambda began=began: time.monotonic() > began + 1.3)
+    assert {type(event) for event in posted} == {DeviceBack, PlaybackStarted}
 
 
 def test_every_sample_arrives_at_a_real_device(rig: Rig, speaker: Any) -> None:
@@ -1090,3 +1234,39 @@ def test_the_reference_is_what_a_real_device_emitted_and_not_later(rig: Rig) -> 
             break
     assert likeness > 0.97  # 0.98 where the ear's samples lie half way between
     assert -0.005 < lag_s < 0.03  # measured 0 to 7 ms, dated to 5
+
+
+# --- hush ------------------------------------------------------------------------------------
+
+
+def test_a_hush_breaks_off_a_long_chime_and_the_next_one_sounds() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(72_000, 9000, np.int16), 100)
+    bench.run(0.3)
+    bench.playback.hush()
+    bench.run(1.0)
+    bench.pcm._advance()
+    assert np.count_nonzero(bench.pcm.heard == 9000) == pytest.approx(0.3 * 24_000, abs=120)
+    bench.playback.chime(ramp(100), 100)
+    bench.run(0.5)
+    assert bench.playback.chimes_skipped == 0
+    assert np.array_equal(np.trim_zeros(bench.pcm.heard)[-100:], ramp(100))
+
+
+def test_a_hush_before_a_chime_has_begun_forgets_it() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.chime(np.full(3600, 9000, np.int16), 100)
+    bench.playback.hush()
+    bench.run(0.5)
+    assert not bench.pcm.heard.any()
+
+
+def test_a_hush_leaves_an_answer_alone() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.hush()
+    bench.playback.play(ramp(24_000), 0)
+    bench.playback.end(0)
+    bench.run(0.5)
+    bench.playback.hush()
+    bench.run(1.0)
+    assert np.array_equal(np.trim_zeros(bench.pcm.heard), ramp(24_000))

@@ -12,6 +12,13 @@ LONGEST_ANSWER_S = 600
 """10 min, 29 MB: the API's longest answers (4,096 audio tokens of 50 ms) are 3.4 min. An answer
 that would exceed it is ended as if the user had interrupted it there."""
 
+MOST_DELTAS = 60_000
+"""10 ms each in the longest answer; servers send 50 to 400. Each costs 100 bytes to account for,
+however little sound is in it."""
+
+MOST_PARTS = 100
+"""Answers have one, or a few around their function calls."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -41,20 +48,28 @@ class Answer:
         self.response_id = response_id
         self.playhead = Playhead()
         self.frames_received = 0
+        self._deltas = 0
         self.complete = False
         self.orphaned = False
         """Its session is gone: nobody is there to be told what was heard of it."""
+        self.torn = False
+        """It was not complete then: the rest of it is lost."""
         self._parts: dict[tuple[int, int], _Part] = {}
 
     def __repr__(self) -> str:
         return f"<Answer {self.response_id} {self.frames_received} frames>"
 
     def add(self, delta: AudioDelta) -> list[Piece]:
-        """Take audio; what can be played now, in order. OverflowError beyond the bound."""
+        """Take audio; what can be played now, in order. OverflowError beyond the bounds."""
         if self.frames_received + len(delta.samples) > LONGEST_ANSWER_S * WIRE_RATE:
             raise OverflowError(f"an answer longer than {LONGEST_ANSWER_S} s")
-        self.frames_received += len(delta.samples)
         place = (delta.output_index, delta.content_index)
+        if place not in self._parts and len(self._parts) == MOST_PARTS:
+            raise OverflowError(f"an answer of more than {MOST_PARTS} parts")
+        if self._deltas == MOST_DELTAS:
+            raise OverflowError(f"an answer of more than {MOST_DELTAS} pieces")
+        self._deltas += 1
+        self.frames_received += len(delta.samples)
         part = self._parts.setdefault(place, _Part(delta.item_id, delta.content_index))
         part.waiting.append(delta.samples)
         return self._release()

@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,8 +20,18 @@ from voiced.config import Config
 from voiced.core import lights, realtime
 from voiced.core.answer import LONGEST_ANSWER_S
 from voiced.core.button import Button, Press
+from voiced.core.continuity import Continuity
 from voiced.core.downlink import ASKED_S, Downlink
-from voiced.core.faults import FAULTS, HARMLESS_ERRORS, Fault, of_close, of_error
+from voiced.core.faults import (
+    FAULTS,
+    HARMLESS_ERRORS,
+    RATE_LIMITS,
+    SERVER_FAILURES,
+    Blink,
+    Fault,
+    of_close,
+    of_error,
+)
 from voiced.core.health import Health
 from voiced.core.link import Link, LinkState
 from voiced.core.microphone import Change, Microphone
@@ -46,17 +57,21 @@ from voiced.events import (
     Effect,
     Event,
     Flushed,
+    Hush,
     KeyState,
     LightShown,
     LinkClosed,
     LinkFrame,
     LinkOpened,
+    MemoryUsed,
     MicrophoneBlock,
+    NetworkChanged,
     Pattern,
     PlaybackDrained,
     PlaybackStarted,
     Reconfigured,
     Reply,
+    Restart,
     SetMuted,
     Show,
     Status,
@@ -93,6 +108,24 @@ eagerness); the gate closed `turn.silence_ms` after the speech. The rest is a sl
 THINKING_S = 60.0
 """Twice the longest a model has been seen to think."""
 
+STALLED_S = 5.0
+"""A socket that took audio takes more within this time: as long as the kernel waits for a peer that
+acknowledges nothing. A line that is merely slow takes some all the time and is not given up: the
+next one would be as slow, and get all of it again."""
+
+RATE_LIMIT_TRIES, SERVER_TRIES = 3, 1
+"""How often an answer that failed is asked for again."""
+
+AGAIN_S = 0.5
+LONGEST_AGAIN_S = 20.0
+"""A rate limit tells when it ends; nobody waits longer than this for an answer."""
+
+MEMORY_SHARE = 0.8
+"""Of what the unit allows: beyond that the kernel would end us in mid-sentence."""
+
+SETTLED_S = 600.0
+"""A process that needs so much within ten minutes would need it again after a new start."""
+
 
 class Conversation:
     """The core. `handle` never blocks, and never raises for what comes from outside."""
@@ -100,13 +133,17 @@ class Conversation:
     def __init__(
         self, config: Config, rng: random.Random, *, muted: bool = False, now: float = 0.0
     ) -> None:
+        self._began_at = now
         self._config = config
         self.state = TurnState.IDLE
         self.muted = muted
         self.link = Link(rng)
         self._outbox = Outbox()
         self._health = Health(config.microphone, self._outbox)
+        self._outbox.now = now
         self._timers = Timers()
+        self.continuity = Continuity(config, self._outbox, self._timers)
+        self._has_route = True
         self._up = Uplink(config, self._outbox, self._timers)
         self._down = Downlink(self._outbox, self._timers)
         self._microphone = Microphone(config)
@@ -163,6 +200,7 @@ class Conversation:
             "session": self._up.session.id or None,
             "model": self._up.session.model or None,
             "tokens": dict(self._tokens),
+            "remembers": bool(self.continuity.memory),
             "counters": {**self._counters, "late_deltas": self._down.late_deltas},
             **self.meter(),
         }
@@ -238,6 +276,7 @@ class Conversation:
         turn = self._config.turn
         if self.state is TurnState.IDLE:
             self._timers.set("hang_up", self._now + turn.hang_up_s)
+            self.continuity.keep()
             self._take_config()
             return
         ceiling_s = {
@@ -313,14 +352,12 @@ class Conversation:
     def _await_end(self) -> None:
         """The gate closed: the silence is out, too. If the server does not see it, zeros help; one
         that goes by the meaning hears the room until it has made up its mind."""
-        if self._up.by_meaning:
-            self._turn.collecting = True
-            self._timers.set("undecided", self._now + UNDECIDED_S)
-            self._timers.set("stale", self._now + STALE_S)
-            return
-        self._turn.collecting = False
-        self._timers.set("grace", self._now + GRACE_S)
+        self._turn.collecting = by_meaning = self._up.by_meaning
         self._timers.set("stale", self._now + STALE_S)
+        if by_meaning:
+            self._timers.set("undecided", self._now + UNDECIDED_S)
+        else:
+            self._timers.set("grace", self._now + GRACE_S)
 
     def _end_turn(self) -> None:
         self._timers.cancel("grace", "unheard", "gateless", "undecided")
@@ -431,7 +468,8 @@ class Conversation:
     def _forget_turn(self) -> None:
         """The deadlines of a turn go with it."""
         self._timers.cancel(
-            "grace", "unheard", "gateless", "create", "asked", "tail", "stale", "undecided"
+            *("grace", "unheard", "gateless", "undecided", "tail", "stale"),
+            *("create", "asked", "again"),
         )
 
     def _chime_for_nothing(self) -> None:
@@ -453,7 +491,7 @@ class Conversation:
         refusal = self._press(press) if press else None
         if event.down and press is None and self._button.is_settled(event.at):
             refusal = "the button is down already: release it first"
-            self._refuse(refusal, "nothing-said")
+            self._refuse(refusal)
         if event.who is not None:
             self._outbox.add(Reply(refusal is None, refusal or self.state.value))
 
@@ -480,6 +518,8 @@ class Conversation:
         if refusal is None:
             if self.link.want(self._now):
                 self._dial()
+            if self.state is not TurnState.SPEAKING:
+                self._outbox.add(Hush())
             young = self._now - self._hearing_since < EARLY_PRESS_S
             if not (young and self.state is TurnState.HEARING and self._turn.held is False):
                 self._cause(Cause.PRESS)
@@ -500,10 +540,11 @@ class Conversation:
             return why, link.fault.sound
         return self._health.why_deaf()
 
-    def _refuse(self, why: str, sound: str) -> None:
-        """A person is never left without a sign."""
+    def _refuse(self, why: str, sound: str = "") -> None:
+        """A person is never left without a sign; a sound is no sign into his own words."""
         self._outbox.note("refused", f"refused: {why}", logging.WARNING)
-        self._chime(sound)
+        if sound:
+            self._chime(sound)
         self._refused_until = self._now + lights.REFUSED_S
         self._timers.set("refused", self._refused_until)
 
@@ -523,6 +564,12 @@ class Conversation:
         if self.state not in (TurnState.IDLE, TurnState.SPEAKING):
             self._chime("goodbye")
         self._cause(Cause.HANG_UP)
+        return None
+
+    def _forget(self) -> str | None:
+        """A new conversation: the server's memory of it goes with the session."""
+        self._hang_up()
+        self.continuity.forget()
         return None
 
     def _mute(self) -> str | None:
@@ -574,7 +621,7 @@ class Conversation:
         """Lower the answer at the first sign of somebody speaking, cut it when that is certain."""
         self._note_half_duplex()
         if change is not Change.OPENED:
-            self._duck(self._microphone.doubtful)
+            self._duck(self._microphone.maybe_spoken_over)
         elif refusal := self._why_refused():
             self._cause(Cause.INTERRUPT)
             self._refuse(*refusal)
@@ -638,33 +685,46 @@ class Conversation:
         """Hang up by our own will."""
         if self.link.state in _HAVE_SOCKET:
             self._outbox.add(CloseLink())
-            self._timers.cancel("mode")
-            self._up.session = Session()
-            self._down.lose_session()
+            self._lose_session()
         if self.link.state not in (LinkState.DOWN, LinkState.REFUSED):
             self.link.down()
             self._note_link()
+
+    def _lose_session(self) -> None:
+        """The socket is gone, or to be given up."""
+        self._timers.cancel("mode", "asked", "create", "again", "stalled")
+        self._up.session = Session()
+        self._down.lose_session()
+        self.continuity.ended()
 
     def _is_current(self, event: LinkOpened | LinkClosed | LinkFrame | AudioSent) -> bool:
         """False for what still comes from a socket that was given up."""
         return event.dial == self.link.dial and self.link.state in _HAVE_SOCKET
 
+    @property
+    def _is_here(self) -> bool:
+        """The server runs on this machine: no network is needed."""
+        return configs.is_loopback(urlsplit(self._config.realtime.url).hostname or "")
+
     def _on_opened(self, event: LinkOpened) -> None:
         if self._is_current(event):
+            self._up.session.server_time = event.server_time
             self._outbox.note("link", "connected", logging.DEBUG)
 
     def _on_closed(self, event: LinkClosed) -> None:
         if self._is_current(event):
             why = " ".join(str(part) for part in (event.code, event.reason) if part)
-            self._lost(of_close(event.code, event.http_status, event.fault), why)
+            fault = of_close(event.code, event.http_status, event.fault)
+            if fault.blink is Blink.NETWORK and not self._has_route and not self._is_here:
+                fault = FAULTS["no-network"]
+            self._lost(fault, why)
 
     def _lost(self, fault: Fault, why: str) -> None:
-        self._up.session = Session()
-        self._down.lose_session()
-        self._timers.cancel("mode", "asked", "create")
+        self._lose_session()
         self.link.lost(fault, self._now, wanted=self.state is not TurnState.IDLE)
         level = logging.DEBUG if self.link.failures > 1 else logging.WARNING
-        self._outbox.note("link-lost", f"link lost: {fault.status} ({why})", level)
+        text = f"link lost: {fault.status} ({why})"
+        self._outbox.note("link-lost", text, level, fault=fault.name)
         self._note_link()
         refused = self.link.state is LinkState.REFUSED
         if refused and self.state is not TurnState.IDLE:
@@ -679,6 +739,13 @@ class Conversation:
         if self._is_current(event):
             session = self._up.session
             session.frames_in_flight = max(0, session.frames_in_flight - event.frames)
+            self._timers.cancel("stalled")
+
+    def _on_network(self, event: NetworkChanged) -> None:
+        """A network that is back is not left waiting for the next step of the retries."""
+        is_back, self._has_route = event.has_route and not self._has_route, event.has_route
+        if event.has_route and self.link.network(self._now, is_back=is_back):
+            self._dial()
 
     # --- what the server says ------------------------------------------------------------
 
@@ -703,6 +770,7 @@ class Conversation:
         session.created = True
         session.id = said.session.id
         session.model = said.session.model or ""
+        self.continuity.began(session, said.session.expires_at)
 
     def _on_session_updated(self, said: realtime.SessionUpdated) -> None:
         asked = self._up.session.asked
@@ -739,7 +807,7 @@ class Conversation:
     def _on_ask_rejected(self, code: str | None) -> None:
         """Our commit or our response.create did nothing."""
         self._down.responses.disappoint()
-        if self.state is not TurnState.THINKING or self._turn.spent:
+        if self.state is not TurnState.THINKING or self._turn.spent or self._ask_again(code):
             return
         if code == ACTIVE_RESPONSE:
             self._down.responses.wanted = True
@@ -759,7 +827,8 @@ class Conversation:
         if self._up.ended_by_server():
             self._cause(Cause.ENDED)
 
-    def _on_committed(self, _: realtime.Committed) -> None:
+    def _on_committed(self, said: realtime.Committed) -> None:
+        self.continuity.asked(said.item_id)
         if not self._up.ended_by_server():
             return
         if self.state in (TurnState.HEARING, TurnState.THINKING):
@@ -776,6 +845,7 @@ class Conversation:
             self._timers.cancel("create", "asked")
             self._turn.spent = True
             self._turn.utterance.forget_sent()
+            self._health.forget("rate-limit")
         else:
             self._outbox.send(self._outbox.encode.cancel(said.response.id))
 
@@ -787,6 +857,19 @@ class Conversation:
             self._outbox.note("too-long", f"{exc}: it ends here", logging.ERROR)
             self._cause(Cause.TIMEOUT)
 
+    def _on_transcribed(self, said: realtime.Transcribed) -> None:
+        self.continuity.words(said.item_id, said.transcript)
+
+    def _on_answer_text(self, said: realtime.AnswerText) -> None:
+        if self._down.responses.is_live(said.response_id):
+            self.continuity.answers(said.item_id, said.delta)
+
+    def _on_text(self, said: realtime.Text) -> None:
+        self.continuity.summarised(self._up.session, said.text)
+
+    def _on_rate_limits(self, said: realtime.RateLimits) -> None:
+        self._up.session.limited_until = self._now + said.reset_s
+
     def _on_audio_done(self, said: realtime.AudioDone) -> None:
         self._down.audio_done(said)
 
@@ -795,6 +878,8 @@ class Conversation:
         answer = self._down.done(response.id)
         if response.usage:
             self._count(response.usage)
+        if response.out_of_band and self._up.session.aside:
+            self.continuity.aside_over(self._up.session)
         if answer is None:
             return
         self._timers.cancel("asked")
@@ -804,9 +889,28 @@ class Conversation:
                 "answer-failed", f"answer {response.status}: {response.why}", logging.WARNING
             )
         if not answer.frames_received:
+            if failed and self._ask_again(response.error_code):
+                return
             if failed:
                 self._refuse("the server failed to answer", "server")
             self._cause(Cause.FAILED if failed else Cause.NO_ANSWER)
+
+    def _ask_again(self, code: str | None) -> bool:
+        """An answer failed without a sound. True if it is worth another try, which is made."""
+        turn, session = self._turn, self._up.session
+        tries = RATE_LIMIT_TRIES if code in RATE_LIMITS else SERVER_TRIES
+        known = code in RATE_LIMITS or code in SERVER_FAILURES
+        wait_s = max(AGAIN_S * 4**turn.retries, session.limited_until - self._now)
+        if not known or turn.retries >= tries or wait_s > LONGEST_AGAIN_S:
+            return False
+        turn.retries += 1
+        if code in RATE_LIMITS:
+            self._health.set("rate-limit", f"asked again in {wait_s:.1f} s")
+        self._timers.set("again", self._now + wait_s)
+        return True
+
+    def _time_again(self) -> None:
+        self._down.responses.wanted = self.state is TurnState.THINKING
 
     def _count(self, usage: realtime.Usage) -> None:
         self._tokens["input"] += usage.input_tokens or 0
@@ -822,14 +926,21 @@ class Conversation:
         self._outbox.note("sound", "first sample to the speaker", logging.DEBUG)
 
     def _on_drained(self, event: PlaybackDrained) -> None:
+        live = self._down.live
         if self._down.drained(event.epoch):
             self._microphone.own_sound_until(self._now)
+            self.continuity.touch()
+            if live and live.torn:
+                self.continuity.torn()
+                self._refuse("the link was lost in the middle of the answer", "network")
             self._cause(Cause.DRAINED)
 
     def _on_flushed(self, event: Flushed) -> None:
         if event.frames_heard and not self._turn.by_voice:
             self._microphone.own_sound_until(event.at)
-        self._down.flushed(event)
+        heard = self._down.flushed(event)
+        if heard is not None:
+            self.continuity.cut({part.item_id: part.heard_share for part in heard})
 
     # --- devices, key, configuration -----------------------------------------------------
 
@@ -886,10 +997,20 @@ class Conversation:
             return
         before, self._config, self._next_config = self._config, self._next_config, None
         self._up.config = self._config
+        self.continuity.reconfigure(self._config)
         if (before.gate, before.turn) != (self._config.gate, self._config.turn):
             self._microphone = Microphone(self._config)
         if (before.realtime, before.turn) != (self._config.realtime, self._config.turn):
             self._close_link()
+
+    def _on_memory(self, event: MemoryUsed) -> None:
+        """Better a new start while nobody talks than the kernel's in mid-sentence."""
+        if event.used_mb <= MEMORY_SHARE * event.limit_mb:
+            self._health.forget("memory-high")
+            return
+        self._health.set("memory-high", f"{event.used_mb:.0f} of {event.limit_mb:.0f} MB")
+        if self.state is TurnState.IDLE and self._now - self._began_at > SETTLED_S:
+            self._outbox.add(Restart(FAULTS["memory-high"].exit_code or 0))
 
     # --- time ----------------------------------------------------------------------------
 
@@ -906,16 +1027,21 @@ class Conversation:
     def _time_ceiling(self) -> None:
         waiting = self.state is TurnState.LISTENING and self.link.state is LinkState.UP
         if not waiting and self.state is not TurnState.SPEAKING:
-            self._refuse("what was said could not be answered", "network")
+            self._refuse("what was said could not be answered", self._why_unlinked)
         elif waiting and self._turn.by_press:
             self._chime_for_nothing()
         self._cause(Cause.TIMEOUT)
+
+    @property
+    def _why_unlinked(self) -> str:
+        """What a person hears of a link that could not be had."""
+        return self.link.fault.sound if self.link.fault else "network"
 
     def _time_stale(self) -> None:
         """Said, and for `STALE_S` no server to send it to."""
         if self._turn.ended or self._turn.appended:
             return
-        self._refuse("the link came back too late for what you said", "network")
+        self._refuse("the link came back too late for what you said", self._why_unlinked)
         self._cause(Cause.TIMEOUT)
 
     def _time_hang_up(self) -> None:
@@ -943,16 +1069,24 @@ class Conversation:
             return
         if not self._turn.appended:  # it is still being dialled: the server knows nothing yet
             self._timers.set("undecided", self._now + UNDECIDED_S)
-        elif not self._turn.server_heard:
-            self._cause(Cause.UNHEARD)
         else:
-            self._turn.forced = True
-            self._cause(Cause.END)
+            self._time_unheard()
 
     def _time_gateless(self) -> None:
         """Without a gate all is streamed; if the server hears no word in it, that's that."""
         if self.state is TurnState.HEARING:
             self._cause(Cause.TIMEOUT)
+
+    def _time_recycle(self) -> None:
+        self._up.session.old = True
+
+    def _time_forget(self) -> None:
+        """The server remembers as long as its session lasts: that ends, too."""
+        if self.state is TurnState.IDLE:
+            self.continuity.forget()
+            self._close_link()
+        else:
+            self.continuity.touch()
 
     def _time_create(self) -> None:
         self._down.responses.disappoint()
@@ -960,7 +1094,19 @@ class Conversation:
 
     # --- bringing everything in line -----------------------------------------------------
 
+    def _recycle(self) -> None:
+        """Leave an old session before the server ends it: in a pause, and not without asking it
+        what was said. Who talks then gets a new one while he talks."""
+        session, turn = self._up.session, self._turn
+        listening = self.state is TurnState.LISTENING and turn.held is False
+        pause = self.state is TurnState.IDLE or (listening and not turn.collecting)
+        busy = self._down.responses.active or self._down.responses.wanted or self.is_pressed
+        if session.old and pause and not busy and self.continuity.may_leave(session):
+            self._outbox.note("recycle", "leaving a session that is near its end", logging.INFO)
+            self._close_link()
+
     def _settle(self) -> None:
+        self._recycle()
         if self.state is TurnState.IDLE and self.link.state is LinkState.WAITING:
             self.link.down()
             self._note_link()
@@ -978,13 +1124,20 @@ class Conversation:
         pattern = lights.pattern(
             self.state,
             self.link.state,
-            faulty=bool(self._health.faults),
+            fault=self._blink(),
             muted=self.muted,
             refused=self._now < self._refused_until,
         )
         if pattern is not self._asked_pattern:
             self._asked_pattern = pattern
             self._outbox.add(Show(pattern))
+
+    def _blink(self) -> Blink | None:
+        """Of all that is wrong, what matters most: first that which keeps us from a turn."""
+        present = [FAULTS[name] for name in self._health.faults]
+        present += [self.link.fault] if self.link.fault else []
+        order = sorted(present, key=lambda fault: (not fault.deaf, fault.blink))
+        return order[0].blink if order else None
 
     def _on_shown(self, event: LightShown) -> None:
         self._shown = event.pattern
@@ -997,7 +1150,11 @@ class Conversation:
         lit = self._shown is not None and self._shown.lit
         if not (sending and lit and self._up.may_send()):
             return
-        if self._up.pump():
+        self.continuity.tell(self._up.session)
+        all_sent = self._up.pump()
+        if self._up.session.frames_in_flight and "stalled" not in self._timers:
+            self._timers.set("stalled", self._now + STALLED_S)
+        if all_sent:
             try:
                 self._down.responses.wanted |= self._up.close_turn()
             except ValueError:
@@ -1036,6 +1193,7 @@ _HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
     LinkOpened: _C._on_opened,
     LinkClosed: _C._on_closed,
     LinkFrame: _C._on_frame,
+    NetworkChanged: _C._on_network,
     AudioSent: _C._on_sent,
     PlaybackStarted: _C._on_started,
     PlaybackDrained: _C._on_drained,
@@ -1045,6 +1203,7 @@ _HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
     DeviceBack: _C._on_back,
     KeyState: _C._on_key,
     Reconfigured: _C._on_reconfigured,
+    MemoryUsed: _C._on_memory,
     Tick: _C._on_tick,
 }
 
@@ -1059,6 +1218,10 @@ _SERVER_HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
     realtime.ResponseDone: _C._on_done,
     realtime.AudioDelta: _C._on_audio,
     realtime.AudioDone: _C._on_audio_done,
+    realtime.AnswerText: _C._on_answer_text,
+    realtime.Text: _C._on_text,
+    realtime.Transcribed: _C._on_transcribed,
+    realtime.RateLimits: _C._on_rate_limits,
     realtime.Other: _C._on_other,
     realtime.Nonsense: _C._on_nonsense,
 }
@@ -1066,6 +1229,7 @@ _SERVER_HANDLERS: dict[type, Callable[[Conversation, Any], None]] = {
 _COMMANDS: dict[str, Callable[[Conversation], str | None]] = {
     "interrupt": _C._interrupt,
     "hangup": _C._hang_up,
+    "forget": _C._forget,
     "mute": _C._mute,
     "unmute": _C._unmute,
 }
@@ -1079,6 +1243,11 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
     "undecided": _C._time_undecided,
     "gateless": _C._time_gateless,
     "stale": _C._time_stale,
+    "again": _C._time_again,
+    "stalled": lambda c: c._give_up_socket("stalled", f"no audio taken for {STALLED_S:.0f} s"),
+    "recycle": _C._time_recycle,
+    "aside": lambda c: c.continuity.aside_over(c._up.session),
+    "forget": _C._time_forget,
     "doomed": lambda c: c._down.responses.give_up(),
     "create": _C._time_create,
     "asked": lambda c: c._give_up_socket("timeout", f"asked, and nothing came in {ASKED_S:.0f} s"),

@@ -58,7 +58,7 @@ class Downlink:
             OverflowError: the answer is longer than the bound; nothing of `said` is queued.
         """
         live = self.live
-        if live is None or not self.responses.is_live(said.response_id):
+        if live is None or live.complete or not self.responses.is_live(said.response_id):
             self.late_deltas += 1
             return False
         self._play(live.add(said))
@@ -99,6 +99,7 @@ class Downlink:
         if live and live.frames_received:
             self.responses.live = live
             live.orphaned = True
+            live.torn = not live.complete
             self.complete(live)
 
     # --- asking --------------------------------------------------------------------------
@@ -125,12 +126,13 @@ class Downlink:
             self.epoch += 1
             self._outbox.first(Flush(self.epoch, self._outbox.now))
 
-    def flushed(self, event: Flushed) -> None:
-        """Tell the model what was heard: truncate, cancel, and delete what was never heard."""
+    def flushed(self, event: Flushed) -> list[Heard] | None:
+        """Tell the model what was heard: truncate, cancel, and delete what was never heard.
+        Returns it, or None if nothing was being cut."""
         cut, self._cut = self._cut, None
         self._sounds_since = None
         if cut is None:
-            return
+            return None
         answer = cut.answer
         self.frames_heard += event.frames_heard
         heard = answer.playhead.heard(event.frames_heard)
@@ -145,6 +147,7 @@ class Downlink:
             dropped_at=event.at,
             heard_ms={part.item_id: part.heard_ms for part in heard},
         )
+        return heard
 
     def _tell(self, cut: _Cut, heard: list[Heard]) -> None:
         answer = cut.answer

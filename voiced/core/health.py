@@ -35,14 +35,20 @@ class Health:
 
     def add(self, device: str, fault: str, detail: str) -> None:
         """A device has this fault, and no other."""
-        known = self.faults.get(fault)
-        self._clear(device)
-        self._set(fault, detail, known)
+        self._clear(device, but=fault)
+        self.set(fault, detail)
 
     def over(self, device: str) -> None:
         """A device works."""
         if self._clear(device):
             self._outbox.note("fault-over", f"{device} works again", logging.INFO)
+
+    def set(self, fault: str, detail: str) -> None:
+        """This fault is present, with this detail. Said once, not each time."""
+        if detail != self.faults.get(fault):
+            self.faults[fault] = detail
+            text = f"{FAULTS[fault].status}: {detail}"
+            self._outbox.note("fault", text, logging.WARNING, fault=fault)
 
     def forget(self, *faults: str) -> None:
         """These are no faults any more; those that are not present are no harm."""
@@ -54,11 +60,11 @@ class Health:
         before = set(self._channels.findings)
         self._channels.hear(event)
         for name, text in self._channels.findings.items():
-            self._set(name, text, self.faults.get(name))
+            self.set(name, text)
         for name in before - set(self._channels.findings):
             if self.faults.pop(name, None):
                 text = f"no longer: {FAULTS[name].status}"
-                self._outbox.note("fault-over", text, logging.INFO)
+                self._outbox.note("fault-over", text, logging.INFO, fault=name)
 
     def why_deaf(self) -> tuple[str, str] | None:
         """Why no turn can be taken, and the earcon of it; None if one can."""
@@ -67,14 +73,8 @@ class Health:
                 return f"{FAULTS[name].status}: {detail}", FAULTS[name].sound
         return None
 
-    def _set(self, name: str, detail: str, known: str | None) -> None:
-        self.faults[name] = detail
-        if detail != known:
-            text = f"{FAULTS[name].status}: {detail}"
-            self._outbox.note("fault", text, logging.WARNING, fault=name)
-
-    def _clear(self, device: str) -> bool:
-        gone = [name for name in self.faults if name.startswith(device)]
+    def _clear(self, device: str, but: str = "") -> bool:
+        gone = [name for name in self.faults if name.startswith(device) and name != but]
         self.forget(*gone)
         if device == "microphone":
             self._hear_anew()

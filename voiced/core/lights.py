@@ -6,6 +6,7 @@ where nothing can leave, only a fault, mute or a refused press do.
 
 from __future__ import annotations
 
+from voiced.core.faults import Blink
 from voiced.core.link import LinkState
 from voiced.core.turn import TurnState
 from voiced.events import Pattern
@@ -24,23 +25,31 @@ HEARING = Pattern("hearing", ((_WHITE, 1000),))
 THINKING = Pattern("thinking", ((_AMBER, 400), ((0.45, 0.22, 0.0), 400)))
 SPEAKING = Pattern("speaking", ((_GREEN, 1000),))
 MUTED = Pattern("muted", ((_RED, 60), (_OFF, 2940)))
-FAULT = Pattern("fault", ((_RED, 150), (_OFF, 350)))
+FAULTS = {
+    blink: Pattern(
+        f"fault-{blink.name.lower()}",
+        (*((_RED, 150), (_OFF, 250)) * (blink - 1), (_RED, 150), (_OFF, 1350)),
+    )
+    for blink in Blink
+}
+"""As many flashes as the fault's `Blink` says: slow enough to be counted."""
 REFUSED = Pattern("refused", ((_RED, 80), (_OFF, 80)))
 
 REFUSED_S = 1.2
-"""How long a refused press blinks: about seven flashes, too quick to be mistaken for `FAULT`."""
+"""How long a refused press blinks: about seven flashes, too quick to be counted."""
 
 
 def pattern(
-    turn: TurnState, link: LinkState, *, faulty: bool, muted: bool, refused: bool
+    turn: TurnState, link: LinkState, *, fault: Blink | None, muted: bool, refused: bool
 ) -> Pattern:
-    """The pattern for this state. `refused`: a press was turned away a moment ago."""
+    """The pattern for this state. `fault`: what is wrong, if anything is; `refused`: a press was
+    turned away a moment ago."""
     if refused and turn in (TurnState.IDLE, TurnState.LISTENING):
         return REFUSED
     if turn is TurnState.IDLE:
         if muted:
             return MUTED
-        return FAULT if faulty or link is LinkState.REFUSED else DARK
+        return DARK if fault is None else FAULTS[fault]
     if turn in (TurnState.LISTENING, TurnState.THINKING) and link is not LinkState.UP:
         return CONNECTING
     return {

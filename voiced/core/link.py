@@ -62,6 +62,15 @@ class Link:
             return True
         return False
 
+    def network(self, now: float, *, is_back: bool) -> bool:
+        """There is a network, perhaps another one: a wait is over. If it `is_back`, a dial from
+        before that may hang. True if the caller has to dial."""
+        hangs = self.state is LinkState.DIALLING and is_back
+        if hangs or self.state is LinkState.WAITING:
+            self._dial(now)
+            return True
+        return False
+
     def tick(self, now: float) -> bool:
         """Look at the deadline. True if the caller has to dial."""
         if self.state is LinkState.WAITING and self.due is not None and now >= self.due:

@@ -20,6 +20,11 @@ class Heard:
     complete: bool
     """Heard to its very end, and nothing more of it can come."""
 
+    @property
+    def heard_share(self) -> float:
+        """0 to 1, of what was received."""
+        return self.heard_ms / self.received_ms if self.received_ms else 0.0
+
 
 @dataclass(slots=True)
 class _Part:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import base64
 import binascii
 from itertools import count
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from voiced.config import Config
 from voiced.events import WIRE_RATE, Samples
+
+Name = Annotated[str, Meta(max_length=256)]
+"""An id or a code. They are kept, shown and sent back; the API's own have 30 characters at most."""
+
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
 class ServerEvent(Struct, frozen=True):
@@ -25,8 +30,8 @@ class ServerEvent(Struct, frozen=True):
 
 class SessionCreated(ServerEvent, frozen=True):
     class Session(Struct, frozen=True):
-        id: str = ""
-        model: str | None = None
+        id: Name = ""
+        model: Name | None = None
         expires_at: float | None = None
 
     session: Session = field(default_factory=Session)
@@ -38,11 +43,11 @@ class SessionUpdated(ServerEvent, frozen=True):
 
 class Error(ServerEvent, frozen=True):
     class Detail(Struct, frozen=True):
-        type: str | None = None
-        code: str | None = None
+        type: Name | None = None
+        code: Name | None = None
         message: str | None = None
-        param: str | None = None
-        event_id: str | None = None
+        param: Name | None = None
+        event_id: Name | None = None
 
     error: Detail
 
@@ -56,29 +61,65 @@ class SpeechStopped(ServerEvent, frozen=True):
 
 
 class Committed(ServerEvent, frozen=True):
-    pass
+    item_id: Name = ""
+
+
+class Transcribed(ServerEvent, frozen=True):
+    """What the user said in an item, in words."""
+
+    item_id: Name
+    transcript: str = ""
+
+
+class AnswerText(ServerEvent, frozen=True):
+    """The next words of an answer that is spoken."""
+
+    response_id: Name
+    item_id: Name
+    delta: str = ""
+
+
+class Text(ServerEvent, frozen=True):
+    """All of an answer that is not spoken."""
+
+    response_id: Name
+    text: str = ""
+
+
+class RateLimits(ServerEvent, frozen=True):
+    class Limit(Struct, frozen=True):
+        remaining: float | None = None
+        reset_seconds: float | None = None
+
+    rate_limits: list[Limit] = field(default_factory=list)
+
+    @property
+    def reset_s(self) -> float:
+        """Until nothing is used up any more."""
+        resets = [x.reset_seconds or 0.0 for x in self.rate_limits if not x.remaining]
+        return max(resets, default=0.0)
 
 
 class Usage(Struct, frozen=True):
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    total_tokens: Count | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
 
 
 class Response(Struct, frozen=True):
     class StatusDetails(Struct, frozen=True):
         class Failure(Struct, frozen=True):
-            type: str | None = None
-            code: str | None = None
+            type: Name | None = None
+            code: Name | None = None
             message: str | None = None
 
-        type: str | None = None
-        reason: str | None = None
+        type: Name | None = None
+        reason: Name | None = None
         error: Failure | None = None
 
-    id: str
-    status: str | None = None
-    conversation_id: str | None | msgspec.UnsetType = msgspec.UNSET
+    id: Name
+    status: Name | None = None
+    conversation_id: Name | None | msgspec.UnsetType = msgspec.UNSET
     status_details: StatusDetails | None = None
     usage: Usage | None = None
 
@@ -86,6 +127,12 @@ class Response(Struct, frozen=True):
     def out_of_band(self) -> bool:
         """True if it belongs to no conversation. A server that leaves the field out means ours."""
         return self.conversation_id is None
+
+    @property
+    def error_code(self) -> str | None:
+        """The error's code, if one ended it; its type, where it has none."""
+        error = self.status_details.error if self.status_details else None
+        return (error.code or error.type) if error else None
 
     @property
     def why(self) -> str:
@@ -107,8 +154,8 @@ class ResponseDone(ServerEvent, frozen=True):
 
 
 class AudioDelta(ServerEvent, frozen=True):
-    response_id: str
-    item_id: str
+    response_id: Name
+    item_id: Name
     samples: Samples
     """int16, shape (n,)."""
     output_index: int = 0
@@ -116,16 +163,16 @@ class AudioDelta(ServerEvent, frozen=True):
 
 
 class _AudioDeltaText(Struct, frozen=True):
-    response_id: str
-    item_id: str
+    response_id: Name
+    item_id: Name
     delta: str
     output_index: int = 0
     content_index: int = 0
 
 
 class AudioDone(ServerEvent, frozen=True):
-    response_id: str
-    item_id: str
+    response_id: Name
+    item_id: Name
     output_index: int = 0
     content_index: int = 0
 
@@ -153,6 +200,10 @@ _TYPES: dict[str, Any] = {
     "response.done": ResponseDone,
     "response.output_audio.delta": _AudioDeltaText,
     "response.output_audio.done": AudioDone,
+    "response.output_audio_transcript.delta": AnswerText,
+    "response.output_text.done": Text,
+    "conversation.item.input_audio_transcription.completed": Transcribed,
+    "rate_limits.updated": RateLimits,
 }
 
 
@@ -162,7 +213,6 @@ KNOWN_TYPES = frozenset(_TYPES) | {
     "conversation.item.created",
     "conversation.item.deleted",
     "conversation.item.done",
-    "conversation.item.input_audio_transcription.completed",
     "conversation.item.input_audio_transcription.delta",
     "conversation.item.input_audio_transcription.failed",
     "conversation.item.input_audio_transcription.segment",
@@ -177,7 +227,6 @@ KNOWN_TYPES = frozenset(_TYPES) | {
     "output_audio_buffer.cleared",
     "output_audio_buffer.started",
     "output_audio_buffer.stopped",
-    "rate_limits.updated",
     "response.content_part.added",
     "response.content_part.done",
     "response.function_call_arguments.delta",
@@ -187,12 +236,10 @@ KNOWN_TYPES = frozenset(_TYPES) | {
     "response.mcp_call.in_progress",
     "response.mcp_call_arguments.delta",
     "response.mcp_call_arguments.done",
-    "response.output_audio_transcript.delta",
     "response.output_audio_transcript.done",
     "response.output_item.added",
     "response.output_item.done",
     "response.output_text.delta",
-    "response.output_text.done",
 }
 """All of GA; those without a class above change nothing here. Others are counted as unknown."""
 
@@ -203,6 +250,10 @@ class _Typed(Struct, frozen=True):
 
 _typed = msgspec.json.Decoder(_Typed)
 _decoders = {name: msgspec.json.Decoder(kind) for name, kind in _TYPES.items()}
+
+_LONGEST_TEXT = 256 * 1024
+"""Characters of an event that is read and holds no sound: a session with its instructions or an
+answer in words take a tenth of it. Values unpack to 25 times as many bytes."""
 
 _LONGEST_INDEX = 1_000
 """An answer of more items or parts than this is no answer."""
@@ -217,6 +268,8 @@ def decode(text: str | bytes) -> ServerEvent:
         decoder = _decoders.get(name)
         if decoder is None:
             return Other(name[:80])
+        if len(text) > _LONGEST_TEXT and _TYPES[name] is not _AudioDeltaText:
+            return Nonsense(f"{name} of {len(text)} characters")
         event = decoder.decode(text)
         if isinstance(event, _AudioDeltaText):
             return _audio(event)
@@ -281,6 +334,23 @@ class Encoder:
 
     def create_response(self) -> tuple[bytes, str]:
         return self._encode("response.create", "ask")
+
+    def tell(self, text: str) -> tuple[bytes, str]:
+        """Add to the conversation what the model is to know; it answers nothing to it."""
+        content = [{"type": "input_text", "text": text}]
+        item = {"type": "message", "role": "system", "content": content}
+        return self._encode("conversation.item.create", "tell", item=item)
+
+    def ask_aside(self, instructions: str, most_tokens: int) -> tuple[bytes, str]:
+        """Ask about the conversation, for a `Text` that does not become part of it."""
+        response = {
+            "conversation": "none",
+            "output_modalities": ["text"],
+            "instructions": instructions,
+            "max_output_tokens": most_tokens,
+            "tool_choice": "none",
+        }
+        return self._encode("response.create", "aside", response=response)
 
     def cancel(self, response_id: str) -> tuple[bytes, str]:
         return self._encode("response.cancel", "cancel", response_id=response_id)
@@ -350,7 +420,11 @@ def session_config(
         },
     }
     if optional:
-        session["audio"]["input"] |= {"transcription": None, "noise_reduction": None}
+        model = config.realtime.transcription
+        session["audio"]["input"] |= {
+            "transcription": {"model": model} if model else None,
+            "noise_reduction": None,
+        }
         session["audio"]["output"]["speed"] = 1.0
         session |= {
             "tools": [],

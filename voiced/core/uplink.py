@@ -71,6 +71,8 @@ class Turn:
     """The session that had it is gone: it goes out whole, as one commit."""
     forced: bool = False
     """The server heard speech but no end of it: we commit."""
+    retries: int = 0
+    """How often its answer failed and was asked for again."""
     unconfirmed: bool = False
     """The server did not take the mode: we commit, whatever it is in."""
 

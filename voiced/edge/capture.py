@@ -16,8 +16,10 @@ import numpy as np
 from voiced.config import Microphone
 from voiced.edge import pcm as pcms
 from voiced.edge.resample import Frames, decode, for_microphone, to_mono
+from voiced.edge.vitals import SLOWEST, Pace
 from voiced.events import (
     BLOCK_FRAMES,
+    SILENCE_DBFS,
     WIRE_RATE,
     ChannelLevel,
     ChannelLevels,
@@ -32,6 +34,13 @@ log = logging.getLogger(__name__)
 REOPEN_S = 1.0
 """A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
 
+CLOSE_S = 0.5
+"""A read returns within a period of 20 ms, or it hangs."""
+
+OVERRUNS = 10
+"""So many in a row with no frame between them are a card that doesn't run. One is a thread that was
+kept away for a second."""
+
 LEISURELY_BLOCKS = 50
 """A second: while nobody is to be heard, blocks are worked on in batches. Waking up costs more than
 the work itself: 36 ms of CPU per second block by block, 10 in batches, 7 for a bare loop."""
@@ -43,9 +52,6 @@ the next read. While nobody is to be heard, a part of more than 2 ms is let go i
 HANDOFF_BLOCKS = 150
 """3 s of blocks between thread and event loop. A loop that stalls longer loses the oldest, which
 is counted."""
-
-SILENCE_DBFS: Final = -120.0
-"""What digital silence is said to be, instead of minus infinity; the gate says the same."""
 
 _BYTES: Final = {"S16_LE": 2, "S24_LE": 4, "S24_3LE": 3, "S32_LE": 4}  # of a sample
 # A sample within a step of 16 bits of full scale is clipped: an ADC of 16 or 24 bits in a wider
@@ -69,6 +75,11 @@ class Canceller(Protocol):
         """How much later than it came a sample leaves `process`."""
         ...
 
+    @property
+    def aligning(self) -> bool:
+        """Our own sound is still in what `process` gave last."""
+        ...
+
     def process(self, samples: Samples, played: Samples | None) -> Samples:
         """As many samples; `played` as in `MicrophoneBlock`."""
         ...
@@ -76,6 +87,8 @@ class Canceller(Protocol):
 
 class Capture:
     """Reads the microphone for ever; a lost card is opened again when it is back.
+
+    A fault is over when the card has delivered something, one of the rate when it has kept it.
 
     `wake` is called from the thread when blocks wait; the loop then takes them with `take`.
     `post` is called from the thread with events. Muted, samples become zeros here, in the thread
@@ -95,6 +108,7 @@ class Capture:
         clock: Callable[[], float] = time.monotonic,
         open_pcm: Callable[[str, int, int, str], Any] = pcms.open_capture,
     ) -> None:
+        self.name = "capture"
         self.xruns = 0
         self.dropped_blocks = 0
         self.urgent = False
@@ -109,7 +123,8 @@ class Capture:
         self._blocks: deque[MicrophoneBlock] = deque(maxlen=HANDOFF_BLOCKS)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._fault: str | None = None
+        self._fault: tuple[str, str] | None = None  # its name and detail
+        self._pace = Pace(pcms.PERIOD_MS / 1000)
         self._resampler = for_microphone(settings.rate)
         self._partial = np.empty(0, np.int16)
         self._meter = _Meter(settings)
@@ -129,21 +144,34 @@ class Capture:
             blocks.append(self._blocks.popleft())
         return blocks
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+    def start(self, after: Capture | None = None) -> None:
+        """Start the thread. It opens the device when `after` is closed, and doesn't step until
+        then, however long that takes."""
+        self.stepped_at = self._clock()
+        self._thread = threading.Thread(
+            target=self._run, args=(after,), name="capture", daemon=True
+        )
         self._thread.start()
 
-    def close(self) -> None:
+    @property
+    def has_died(self) -> bool:
+        """The thread has ended, and nobody asked for it."""
+        ended = self._thread is not None and not self._thread.is_alive()
+        return ended and not self._stopping.is_set()
+
+    def close(self, timeout_s: float | None = CLOSE_S) -> None:
         """Stop reading and let go of the device. Safe twice and without `start`.
 
-        A read that hangs is left behind: closing a PCM under it crashes the interpreter.
+        A read that hangs for longer (None: for ever) is left behind: closing a PCM under it crashes
+        the interpreter.
         """
         self._stopping.set()
         if self._thread:
-            self._thread.join(0.5)  # a read returns within a period of 20 ms
+            self._thread.join(timeout_s)
 
-    def _run(self) -> None:
+    def _run(self, after: Capture | None) -> None:
+        if after:
+            after.close(None)
         wanted = self._settings
         while not self._stopping.is_set():
             self.stepped_at = self._clock()
@@ -152,10 +180,12 @@ class Capture:
             except pcms.DeviceError as exc:
                 self._report(exc.fault, str(exc))
             else:
-                self._fault = None
-                self._post(DeviceBack("microphone", self._clock(), wanted.device))
+                if self._fault is None:
+                    self._tell_back()
                 try:
                     self._read(pcm)
+                except _Slow as exc:
+                    self._report("microphone-slow", f"{wanted.device}: {exc}")
                 except alsaaudio.ALSAAudioError as exc:
                     self._report("microphone-lost", f"{wanted.device}: {exc}")
                 except Exception as exc:  # a thread that dies alone is the deaf device
@@ -166,22 +196,37 @@ class Capture:
             self._stopping.wait(REOPEN_S)
 
     def _report(self, fault: str, detail: str) -> None:
-        if detail != self._fault:
-            self._fault = detail
+        known, self._fault = self._fault, (fault, detail)
+        # A rate is never measured the same twice.
+        said = known == self._fault or (fault == "microphone-slow" and known and known[0] == fault)
+        if not said and not self._stopping.is_set():
             self._post(DeviceFault("microphone", fault, detail, self._clock()))
+
+    def _tell_back(self) -> None:
+        self._fault = None
+        self._post(DeviceBack("microphone", self._clock(), self._settings.device))
 
     def _read(self, pcm: Any) -> None:
         self._resampler.clear()
         self._meter.clear()
+        self._pace.clear()
         self._partial = np.empty(0, np.int16)
         reads: list[bytes] = []
+        overruns = 0
         while not self._stopping.is_set():
+            asked_at = self._clock()
             frames, data = pcm.read()
             at = self._clock()
             self.stepped_at = at
             if frames < 0:
                 self.xruns += 1
+                self._pace.clear()
+                overruns += 1
+                if overruns == OVERRUNS:
+                    raise alsaaudio.ALSAAudioError("nothing but overruns")
                 continue
+            overruns = 0
+            self._judge(frames, asked_at, at)
             if self._muted.is_set():
                 data = bytes(len(data))
                 self._meter.clear()
@@ -193,6 +238,17 @@ class Capture:
                 reads.clear()
                 if self._meter.is_full:
                     self._post(self._meter.read(at))
+
+    def _judge(self, frames: int, asked_at: float, at: float) -> None:
+        """Raise _Slow where the card falls behind; tell when a fault is over."""
+        measured = self._pace.add(frames, asked_at, at)
+        nominal = self._settings.rate
+        if measured is not None and measured < SLOWEST * nominal:
+            raise _Slow(f"{measured:.0f} frames a second, not {nominal}")
+        if self._fault is not None:
+            proven = frames if self._fault[0] != "microphone-slow" else measured is not None
+            if proven:
+                self._tell_back()
 
     def accept(self, data: bytes, at: float, *, leisurely: bool = False) -> None:
         """Turn what was read, frames in the format of the settings, the last at `at`, into blocks
@@ -217,17 +273,23 @@ class Capture:
 
     def _hand_over(self, samples: Samples, at: float, muted: bool) -> None:
         played = self._played.take(BLOCK_FRAMES, at) if self._played else None
+        aligning = False
         if played is not None:
             self._meter.own_sound = True
         if self._canceller:
             # Muted, zeros push out what it holds from before; there is no echo in them to learn.
             samples = self._canceller.process(samples, None if muted else played)
             at -= self._canceller.delay_ms / 1000
+            aligning = self._canceller.aligning
         if muted:  # what the filters still held, too
             samples = np.zeros_like(samples)
         if len(self._blocks) == HANDOFF_BLOCKS:
             self.dropped_blocks += 1
-        self._blocks.append(MicrophoneBlock(samples, at, muted, played))
+        self._blocks.append(MicrophoneBlock(samples, at, muted, played, aligning))
+
+
+class _Slow(Exception):
+    """The card runs and delivers too little; the text says how much."""
 
 
 class _Meter:

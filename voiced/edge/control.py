@@ -20,6 +20,10 @@ MAX_BEHIND = 64 * 1024
 MAX_NAME = 32
 """Characters of a user's name; useradd takes no more."""
 
+PAUSE_S = 0.01
+"""Between two commands of a client: whoever sends a flood of them holds up nobody but himself. What
+he has sent waits in the socket, and he with it."""
+
 METER_MIN_MS = 50
 METER_MAX_MS = 60_000
 """The meter's period is brought between these two."""
@@ -106,6 +110,7 @@ class Control:
             client.send(_line({"version": VERSION, "snapshot": self._snapshot()}))
             while line := await reader.readline():
                 self._send(client, _line(self._answer(client, line)))
+                await asyncio.sleep(PAUSE_S)
         except ValueError:
             client.send(_line({"error": f"a line is longer than {MAX_LINE} bytes"}))
         except OSError:

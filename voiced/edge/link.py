@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import errno
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from urllib.parse import quote, urlsplit
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.uri import WebSocketURI, parse_uri
 
 from voiced import __version__
-from voiced.config import Realtime, Secret, is_private
+from voiced.config import Realtime, Secret, is_loopback, is_private
 from voiced.events import AudioSent, LinkClosed, LinkFrame, LinkOpened
 
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 10.0
-"""TCP, TLS and upgrade took 0.3-1.5 s where it was seen; a weak Wi-Fi needs some seconds more."""
+"""Name, TCP, TLS and upgrade took 0.3-1.5 s where it was seen; a weak Wi-Fi needs some seconds
+more."""
+
+HEAD_START_S = 0.25
+"""An address is tried alone for so long, then the next one beside it (RFC 8305, section 5): where
+IPv6 leads nowhere, IPv4 must not wait for it."""
+
+MAX_LOOKUPS = 8
+"""Of names, that hang at once; one more fails as not found. Resolvers that said nothing held one
+for 10 s (a single one) to 56 s (three, and a search domain), and a dial comes every 10 s."""
 
 CLOSE_TIMEOUT_S = 0.5
 """We never wait for a server to say goodbye: stopping has 2 s for everything."""
@@ -40,7 +57,16 @@ MAX_UNSENT = 256
 """Frames queued for the socket. The core keeps audio to 1 s, so this is never reached; if it is,
 the socket takes nothing and is given up as stalled."""
 
+LAST_PLAUSIBLE = datetime(2046, 1, 1, tzinfo=UTC)
+"""Twenty years after this release: a clock beyond it is wrong, and no certificate has expired."""
+
 Post = Callable[[LinkOpened | LinkClosed | LinkFrame | AudioSent], None]
+
+Address = tuple[Any, ...]
+"""(family, type, protocol, name, socket address), as getaddrinfo says it."""
+
+LookUp = Callable[..., list[Address]]
+"""`socket.getaddrinfo`, or what stands for it."""
 
 
 class _NoRedirects(connect):
@@ -53,8 +79,9 @@ class _NoRedirects(connect):
 class Link:
     """Dials, reads and writes; `post` takes the events, in the loop's thread."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: Post, look_up: LookUp = socket.getaddrinfo) -> None:
         self._post = post
+        self._names = _Names(look_up)
         self._socket: _Socket | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
 
@@ -73,6 +100,18 @@ class Link:
         """Forget queued audio, as if it had been sent."""
         if self._socket:
             self._socket.drop_audio()
+
+    def check_address(self) -> None:
+        """After a change of the network: give the link up if our address went away.
+
+        TCP would notice only when it sends, after `USER_TIMEOUT_MS`.
+        """
+        sock = self._socket
+        if sock and sock.local and _is_gone(*sock.local):
+            self.close()
+            reason = f"our address {sock.local[1][0]} is gone"
+            now = time.monotonic()
+            self._post(LinkClosed(now, sock.serial, reason=reason, fault="link-lost"))
 
     def close(self) -> None:
         """Give the socket up, with all that is queued for it. It posts nothing any more."""
@@ -111,27 +150,46 @@ class Link:
         )
 
     async def _converse(self, sock: _Socket, settings: Realtime, key: Secret | None) -> LinkClosed:
-        headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
-        secure = settings.url.startswith("wss:")
-        ws = await _NoRedirects(
-            f"{settings.url}?model={quote(settings.model)}",
-            additional_headers=headers,
-            user_agent_header=f"voiced/{__version__}",
-            ssl=await self._context(settings.ca_file) if secure else None,
-            proxy=None,
-            compression=None,
-            max_size=MAX_FRAME_BYTES,
-            open_timeout=OPEN_TIMEOUT_S,
-            close_timeout=CLOSE_TIMEOUT_S,
-            ping_interval=PING_INTERVAL_S,
-            ping_timeout=PING_TIMEOUT_S,
-        )
+        ws = await self._open(sock, settings, key)
         try:
-            _prepare(ws, settings)
-            sock.post(LinkOpened(time.monotonic(), sock.serial))
+            server_time = _server_time(ws.response.headers) if ws.response else None
+            sock.post(LinkOpened(time.monotonic(), sock.serial, server_time))
             return await sock.converse(ws)
         finally:
             await _say_goodbye(ws)
+
+    async def _open(
+        self, sock: _Socket, settings: Realtime, key: Secret | None
+    ) -> ClientConnection:
+        url = f"{settings.url}?model={quote(settings.model)}"
+        uri = parse_uri(url)
+        context = await self._context(settings.ca_file) if uri.secure else None
+        addresses: list[Address] = []
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                addresses = await self._names.find(uri.host, uri.port)
+                tcp = await _reach(addresses)
+                sock.local = (tcp.family, tcp.getsockname())
+                _prepare(tcp, uri)
+                return await _NoRedirects(
+                    url,
+                    sock=tcp,
+                    additional_headers={"Authorization": f"Bearer {key.reveal()}"} if key else {},
+                    user_agent_header=f"voiced/{__version__}",
+                    ssl=context,
+                    proxy=None,
+                    compression=None,
+                    max_size=MAX_FRAME_BYTES,
+                    open_timeout=None,
+                    close_timeout=CLOSE_TIMEOUT_S,
+                    ping_interval=PING_INTERVAL_S,
+                    ping_timeout=PING_TIMEOUT_S,
+                )
+        except TimeoutError as exc:
+            text = f"no answer in {OPEN_TIMEOUT_S:.0f} s"
+            if not addresses:
+                raise socket.gaierror(socket.EAI_AGAIN, text) from exc
+            raise TimeoutError(text) from exc
 
     async def _context(self, ca_file: str) -> ssl.SSLContext:
         """Reading the authorities takes 20 ms here and 300 on a small board: once, in a thread."""
@@ -151,6 +209,8 @@ class _Socket:
 
     def __init__(self, serial: int, post: Post) -> None:
         self.serial = serial
+        self.local: tuple[int, Any] | None = None
+        """Family and address of our end, once it is connected."""
         self.task: asyncio.Task[None] | None = None
         self._post = post
         self._unsent: deque[tuple[bytes, int]] = deque()
@@ -220,12 +280,131 @@ class _Socket:
             pass  # the reader sees it, too, and tells
 
 
-def _prepare(ws: ClientConnection, settings: Realtime) -> None:
-    sock = ws.transport.get_extra_info("socket")
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-    peer = str(ws.remote_address[0])
-    if urlsplit(settings.url).scheme == "ws" and not is_private(peer):
-        raise InvalidHandshake(f"ws:// led to {peer}, which is not in the house")
+class _Names:
+    """Looks names up, each in a thread of its own, which nobody waits for.
+
+    A lookup that hangs can't be stopped. Here it delays no other, neither does it delay the end
+    of the process; and a new dial asks anew, since the resolver may be another by now.
+    """
+
+    def __init__(self, look_up: LookUp) -> None:
+        self._look_up = look_up
+        self._running: list[Future[list[Address]]] = []
+
+    async def find(self, host: str, port: int) -> list[Address]:
+        """At least one address; cancelling leaves the thread to itself.
+
+        Raises:
+            socket.gaierror: there is none, or `MAX_LOOKUPS` hang.
+            UnicodeError: this can't be a name.
+        """
+        try:
+            return list(
+                socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            )
+        except socket.gaierror:
+            pass  # a name
+        self._running = [each for each in self._running if not each.done()]
+        if len(self._running) >= MAX_LOOKUPS:
+            raise socket.gaierror(socket.EAI_AGAIN, f"{MAX_LOOKUPS} lookups hang")
+        answer: Future[list[Address]] = Future()
+        answer.set_running_or_notify_cancel()  # nobody can cancel it
+        thread = threading.Thread(
+            target=self._ask, args=(answer, host, port), name="lookup", daemon=True
+        )
+        thread.start()
+        self._running.append(answer)
+        return await asyncio.wrap_future(answer)
+
+    def _ask(self, answer: Future[list[Address]], host: str, port: int) -> None:
+        try:
+            answer.set_result(self._look_up(host, port, type=socket.SOCK_STREAM))
+        except Exception as exc:
+            answer.set_exception(exc)
+
+
+async def _reach(addresses: list[Address]) -> socket.socket:
+    """Connect to the address that answers first; the others are given up.
+
+    Raises:
+        OSError: none did. Where reasons differ, one that is not for want of an address of ours:
+            most homes have no IPv6.
+    """
+    waiting = deque(addresses)
+    failures: list[OSError] = []
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while waiting or attempts:
+            if waiting:
+                attempts.add(asyncio.create_task(_connect(waiting.popleft())))
+            done, _ = await asyncio.wait(
+                attempts,
+                timeout=HEAD_START_S if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for attempt in done:
+                attempts.remove(attempt)
+                try:
+                    return attempt.result()
+                except OSError as exc:
+                    failures.append(exc)
+        raise min(failures, key=lambda exc: exc.errno in (*_NO_NETWORK, errno.ENETUNREACH))
+    finally:
+        for attempt in attempts:
+            attempt.add_done_callback(_discard)
+            attempt.cancel()
+
+
+async def _connect(address: Address) -> socket.socket:
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _discard(attempt: asyncio.Task[socket.socket]) -> None:
+    """It came second, if it came at all."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+def _prepare(sock: socket.socket, uri: WebSocketURI) -> None:
+    """Before anything is said: the key goes to nobody else."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        peer = str(sock.getpeername()[0])
+        if not uri.secure and not is_private(peer):
+            raise InvalidHandshake(f"ws:// led to {peer}, which is not in the house")
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _is_gone(family: int, local: Any) -> bool:
+    """True if this address is not ours any more."""
+    if is_loopback(local[0]):
+        return False
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((local[0], 0, *local[2:]))
+    except OSError as exc:  # ENODEV: a link-local one, and its interface went
+        return exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+    return False
+
+
+def _server_time(headers: Headers) -> float | None:
+    """Of the `Date` header, Unix seconds; None if there is none, or nonsense."""
+    for text in headers.get_all("Date"):
+        try:
+            date = email.utils.parsedate_to_datetime(text)
+            return date.replace(tzinfo=date.tzinfo or UTC).timestamp()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            pass
+    return None
 
 
 async def _say_goodbye(ws: ClientConnection) -> None:
@@ -239,12 +418,32 @@ async def _say_goodbye(ws: ClientConnection) -> None:
         ws.transport.abort()
 
 
+_NO_NETWORK = (errno.ENETDOWN, errno.EADDRNOTAVAIL)
+"""Only our own kernel says these. ENETUNREACH may be a router's word, too: what it means depends
+on the routes, and the core knows them."""
+
+
 def _fault(exc: Exception) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return "tls-untrusted"
+        return "clock-wrong" if _blames_clock(exc) else "tls-untrusted"
     if isinstance(exc, socket.gaierror | UnicodeError):  # of a name that can't be one
         return "no-dns"
     if isinstance(exc, TimeoutError):
         return "timeout"
-    spoke = isinstance(exc, InvalidHandshake | ssl.SSLError)
-    return "server-error" if spoke else "no-route"
+    if isinstance(exc, InvalidHandshake | ssl.SSLError):
+        return "server-error"
+    return "no-network" if isinstance(exc, OSError) and exc.errno in _NO_NETWORK else "no-route"
+
+
+def _blames_clock(exc: ssl.SSLCertVerificationError) -> bool:
+    """A clock that is late, as without a battery, finds certificates not yet valid.
+
+    What has expired by a late clock has expired in truth; only a clock that is far ahead is to
+    blame for that. A few years ahead look like an old certificate, and are told as one.
+    """
+    code = getattr(exc, "verify_code", 0)  # none in what `_context` raises
+    expired_by_far = code == _HAS_EXPIRED and datetime.now(UTC) > LAST_PLAUSIBLE
+    return code == _NOT_YET_VALID or expired_by_far
+
+
+_NOT_YET_VALID, _HAS_EXPIRED = 9, 10  # X509_V_ERR_... of openssl/x509_vfy.h

@@ -3,6 +3,10 @@
 pyalsaaudio takes the nearest that a card offers and says nothing: who wanted six channels at
 16 kHz may sit there with two at 48, who wanted 16 bits with 32. So what was granted is looked at,
 and other than asked is a fault with the setting that fits.
+
+A card's name is looked up at each opening, so a card that comes back has whatever number it likes.
+Only `read`, `write` and `drain` let go of the interpreter lock while they wait (pyalsaaudio 0.11):
+a sound server that hangs in opening, `drop` or `avail` stops all of Python, and systemd ends it.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ FORMATS = {
 }
 """What a microphone's samples may look like, by ALSA's name."""
 
+BUSY = "Device or resource busy"
+
 
 # ALSA's library prints a line or more to stderr at every try to open what is not there, twice a
 # second for as long as it is away. The error it returns says the same.
@@ -43,7 +49,8 @@ _ErrorHandler = ctypes.CFUNCTYPE(  # file, line, function, errno, format, ...
     None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
 )
 _say_nothing = _ErrorHandler(lambda *_: None)  # kept: the library holds no reference
-ctypes.CDLL("libasound.so.2").snd_lib_error_set_handler(_say_nothing)
+_asound = ctypes.CDLL("libasound.so.2")
+_asound.snd_lib_error_set_handler(_say_nothing)
 
 
 class DeviceError(OSError):
@@ -92,7 +99,9 @@ def _open(
             periods=periods,
         )
     except (alsaaudio.ALSAAudioError, ValueError, TypeError) as exc:
-        raise DeviceError(f"{name}-lost", _explain(name, device, str(exc))) from exc
+        # Read anew at the next try, in 1 to 8 ms: names that came with a card or with asound.conf.
+        _asound.snd_config_update_free_global()
+        raise _explain(name, device, str(exc)) from exc
     problem = _refusal(name, pcm.info(), rate, channels, sample_format)
     if problem:
         close(pcm)
@@ -122,15 +131,16 @@ def _refusal(
     return None
 
 
-def _explain(name: str, device: str, text: str) -> str:
+def _explain(name: str, device: str, text: str) -> DeviceError:
     """pyalsaaudio's errors carry no number, only the text of one: "<text> [<device>]"."""
     cause = text.partition(" [")[0]
     lists = "arecord -l" if name == "microphone" else "aplay -l"
     remedy = {
-        "Device or resource busy": f"another program holds it: fuser -v /dev/snd/*, or {lists}",
+        BUSY: f"another program holds it: fuser -v /dev/snd/*, or {lists}",
         "Permission denied": "the user must be in the group audio",
     }.get(cause, f"is it plugged in? `{lists}` shows what there is; see {name}.device")
-    return f"{device}: {cause}: {remedy}"
+    fault = f"{name}-busy" if cause == BUSY else f"{name}-lost"
+    return DeviceError(fault, f"{device}: {cause}: {remedy}")
 
 
 def close(pcm: Any) -> None:

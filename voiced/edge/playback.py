@@ -26,6 +26,7 @@ import numpy as np
 from voiced.edge import pcm as pcms
 from voiced.edge.played import Played
 from voiced.edge.resample import for_speaker
+from voiced.edge.vitals import Position
 from voiced.events import (
     WIRE_RATE,
     DeviceBack,
@@ -55,6 +56,12 @@ IDLE_STEP_S = 1.0
 
 REOPEN_S = 1.0
 """A missing card is looked for this often. It takes 4 ms and the interpreter lock."""
+
+CLOSE_S = 1.0
+"""A step takes milliseconds, a hung sound server for ever."""
+
+PROOF_S = 1.5
+"""Of silence, for a device that was stuck to show that it plays again: that takes a second."""
 
 DUCK_GAIN = 0.2
 """-14 dB: who speaks over it hears that he was noticed, and what is said stays intelligible."""
@@ -87,6 +94,7 @@ class Playback:
         clock: Callable[[], float] = time.monotonic,
         open_pcm: Callable[[str, int], tuple[Any, int]] = pcms.open_playback,
     ) -> None:
+        self.name = "playback"
         self.holes = 0
         """How often an answer had to wait for the network after it had begun to sound."""
         self.xruns = 0
@@ -105,7 +113,8 @@ class Playback:
         self._pcm: Any = None
         self._channels = 1
         self._size = 0  # of the device's buffer, in its frames
-        self._fault: str | None = None
+        self._fault: tuple[str, str] | None = None  # its name and detail
+        self._position = Position(rate, 0)
         self._open_at = clock()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -197,18 +206,42 @@ class Playback:
             self._chime = _scaled(sound, _gain(volume))
             self._cond.notify()
 
-    def start(self) -> None:
-        """Start the owner."""
-        self._thread = threading.Thread(target=self._run, name="playback", daemon=True)
+    def hush(self) -> None:
+        """Break off a chime that sounds, or is about to; an answer goes on."""
+        with self._cond:
+            self._chime = SILENT
+            if self._pcm and self._chiming:
+                try:
+                    self._drop(self._pending())
+                except alsaaudio.ALSAAudioError as exc:
+                    self._lose(f"{self._device}: {exc}")
+                self._cond.notify()
+
+    def start(self, after: Playback | None = None) -> None:
+        """Start the owner. It opens the device when `after` is closed, and doesn't step until
+        then, however long that takes."""
+        self.stepped_at = self._clock()
+        self._thread = threading.Thread(
+            target=self._run, args=(after,), name="playback", daemon=True
+        )
         self._thread.start()
 
-    def close(self) -> None:
-        """Silence, then let go of the device. Safe twice and without `start`."""
+    @property
+    def has_died(self) -> bool:
+        """The owner has ended, and nobody asked for it."""
+        ended = self._thread is not None and not self._thread.is_alive()
+        return ended and not self._stopping
+
+    def close(self, timeout_s: float | None = CLOSE_S) -> None:
+        """Silence, then let go of the device. Safe twice and without `start`.
+
+        An owner that hangs for longer (None: for ever) is left behind, its device with it.
+        """
         with self._cond:
             self._stopping = True
             self._cond.notify()
         if self._thread:
-            self._thread.join(1.0)  # a step takes milliseconds, a hung sound server for ever
+            self._thread.join(timeout_s)
         if self._pcm and not (self._thread and self._thread.is_alive()):
             pcms.close(self._pcm)
             self._pcm = None
@@ -216,7 +249,9 @@ class Playback:
 
     # --- the owner -----------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, after: Playback | None) -> None:
+        if after:
+            after.close(None)
         while not self._stopping:
             self.open_if_needed()
             with self._cond:
@@ -237,21 +272,34 @@ class Playback:
         with self._cond:
             self._pcm, self._channels = opened, channels
             self._size = int(opened.info()["buffer_size"])
-            self._fault = None
-        self._post(DeviceBack("speaker", self._clock(), self._device))
+            self._position = Position(self._rate, self._size)
+        if not self._is_suspect:
+            self._tell_back()
+
+    @property
+    def _is_suspect(self) -> bool:
+        """It opens, and that proves nothing: it was stuck, and has played nothing since."""
+        return self._fault is not None and self._fault[0] == "speaker-stuck"
 
     def _report(self, fault: str, detail: str) -> None:
-        if detail != self._fault:
-            self._fault = detail
+        if (fault, detail) != self._fault:
+            self._fault = fault, detail
             self._post(DeviceFault("speaker", fault, detail, self._clock()))
 
-    def _lose(self, detail: str) -> None:
+    def _tell_back(self) -> None:
+        self._fault = None
+        self._post(DeviceBack("speaker", self._clock(), self._device))
+
+    def _lose(self, detail: str, stuck_at: int | None = None) -> None:
+        """Let go of the device; it tells what was heard no more. `stuck_at` is what it held when it
+        stood still, None if it can't be asked: then all it took counts as heard."""
         lost, self._pcm = self._pcm, None
+        self._written, self._silence = self._sounded(stuck_at or 0), 0
         pcms.close(lost)
-        self._played.stopped(None, self._clock())
+        self._played.stopped(stuck_at, self._clock())
         self._chime, self._chiming = SILENT, False
         self._open_at = self._clock() + REOPEN_S
-        self._report("speaker-lost", detail)
+        self._report("speaker-lost" if stuck_at is None else "speaker-stuck", detail)
 
     def step(self) -> float:
         """Do what can be done without waiting; the seconds until there is more. Lock held."""
@@ -269,6 +317,8 @@ class Playback:
                 self._drop(self._pending())
             self._chime = SILENT
             return self._feed()
+        except _Stuck as exc:
+            self._lose(f"{self._device}: {exc}", exc.pending)
         except alsaaudio.ALSAAudioError as exc:
             self._lose(f"{self._device}: {exc}")
         except Exception as exc:  # a thread that dies alone is the mute device
@@ -291,8 +341,10 @@ class Playback:
     def _feed_chime(self) -> float:
         """Play the chime, if there is one, and see it out; the seconds until there is more."""
         if not self._chiming and not len(self._chime):
-            return IDLE_STEP_S
-        pending = self._pending()
+            if not self._is_suspect or self._queue:
+                return IDLE_STEP_S
+            self._chime = np.zeros(round(PROOF_S * self._rate), np.int16)
+        pending = self._look()
         room = self._free(pending)
         if len(self._chime) and room > 0:
             self._chiming = True
@@ -375,12 +427,14 @@ class Playback:
             pending, taken = 0, int(self._pcm.write(data))
         if taken <= 0:
             return 0
+        self._position.wrote(taken)
         self._played.wrote(mono[:taken], pending, at)
         return taken
 
     def _drop(self, pending: int) -> None:
         """Silence: the device forgets the `pending` frames that it holds."""
         self._pcm.drop()
+        self._position.clear()
         self._played.stopped(pending, self._clock())
         self._chiming = False
         self._silence = 0
@@ -404,16 +458,29 @@ class Playback:
         """Frames the device holds and has not played yet."""
         return self._size - self._room()
 
+    def _look(self) -> int:
+        """`_pending`, of a device that keeps up with the clock. Raises _Stuck."""
+        pending = self._pending()
+        problem = self._position.look(pending, self._clock())
+        if problem:
+            raise _Stuck(problem, pending)
+        if self._is_suspect and self._position.keeps_up:
+            self._tell_back()
+        return pending
+
     def _heard(self, pending: int) -> int:
         """Frames heard since the epoch began, at `WIRE_RATE`, while the device holds so many."""
         if not self._sounding:
             return 0
-        played = min(max(self._written + self._silence - pending, 0), self._written)
-        return min(played * WIRE_RATE // self._rate, self._fed)
+        return min(self._sounded(pending) * WIRE_RATE // self._rate, self._fed)
+
+    def _sounded(self, pending: int) -> int:
+        """Frames of sound, of those it took, that the device has played while it holds so many."""
+        return min(max(self._written + self._silence - pending, 0), self._written)
 
     def _note_dry(self) -> None:
         """Tell a hole in the answer, which is the network's, from an underrun, which is ours."""
-        if self._pending() or (self._exhausted and self._ending):
+        if self._look() or (self._exhausted and self._ending):
             return
         if self._exhausted:
             self.holes += 1
@@ -448,6 +515,14 @@ class Playback:
             return max(0.001, (pending - self._silence) / self._rate)
         self._drop(pending)
         return 0.0
+
+
+class _Stuck(Exception):
+    """The device takes sound and does not play it; `pending` frames are left in it."""
+
+    def __init__(self, problem: str, pending: int) -> None:
+        super().__init__(problem)
+        self.pending = pending
 
 
 def _gain(volume: int) -> float:

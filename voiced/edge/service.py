@@ -8,11 +8,15 @@ import socket
 import sys
 import time
 from collections import deque
+from pathlib import Path
 
 from systemd import journal
 
 log = logging.getLogger(__name__)
 
+
+CGROUPS = Path("/sys/fs/cgroup")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 UNSENT = 16
 """States that wait because systemd reads slowly. A newer status replaces the one that waits; when
@@ -57,6 +61,20 @@ class Service:
     def stuck(self) -> None:
         """Have us killed and started again, now instead of when the watchdog is due."""
         self._notify("WATCHDOG=trigger")
+
+    def memory(self) -> tuple[float, float] | None:
+        """What this process holds and what the unit allows it, in MB; None without a limit.
+
+        Held is what is its own: files the kernel keeps for us are given back when others need it.
+        """
+        try:
+            group = Path("/proc/self/cgroup").read_text().partition("::")[2].strip()
+            allowed = (CGROUPS / group.lstrip("/") / "memory.max").read_text().strip()
+            _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
+            limit = int(allowed)
+        except (OSError, ValueError):  # no cgroup, or "max"
+            return None
+        return (int(resident) - int(shared)) * PAGE_BYTES / 2**20, limit / 2**20
 
     def _notify(self, state: str) -> None:
         if not self._address:

@@ -88,6 +88,7 @@ class Script:
     `semantic_ms`: silence after which semantic_vad has understood that the sentence is complete;
     inf: it never does, and waits as long as the eagerness allows.
     `refuse_params`: paths of session.update ("session.reasoning") this server does not know.
+    `failures`: error codes; the first answers of a session fail with one each, without a sound.
     `keep_audio_s`: how much received audio a session keeps; older samples are dropped and counted.
     """
 
@@ -103,6 +104,7 @@ class Script:
     semantic_ms: float = 800
     transcription: Literal["before", "with", "after", "failed", "never"] = "with"
     user_text: str = "what the user said"
+    failures: tuple[str, ...] = ()
     refuse_params: tuple[str, ...] = ()
     max_session_s: float = 3600
     keep_audio_s: float = 300
@@ -175,6 +177,7 @@ class RealtimeSession:
         self._out: list[Out] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._responses: list[Response] = []
+        self._failures = list(script.failures)
         self._has_configured = False
         self._has_spoken = False
         self._unanswered: list[Item] = []
@@ -671,6 +674,8 @@ class RealtimeSession:
             pacing=Pacing(self.script.think_ms, self.script.delta_ms, self.script.pace),
             created_s=self._now_s,
         )
+        if not is_oob and self._failures:
+            response.fail(self._failures.pop(0))
         self._responses.append(response)
         self._emit("response.created", response=response.wire(None))
 

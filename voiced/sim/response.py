@@ -100,6 +100,11 @@ class Response:
         )
         self._plan.append(Step(self._plan[-1].due_s if self._plan else now_s, "end"))
 
+    def fail(self, code: str) -> None:
+        """Break off at once, for this error of the server's."""
+        self.status, self.reason = "failed", code
+        self._plan = deque([Step(self.created_s, "end")])
+
     def close_open_items(self) -> list[ServerEvent]:
         """The done family of the items a cancel left open."""
         events: list[ServerEvent] = []
@@ -111,7 +116,11 @@ class Response:
     def wire(self, usage: dict[str, Any] | None) -> dict[str, Any]:
         """The response object, as it stands."""
         begun = [output for output in self.outputs if output.state != "planned"]
-        details = {"type": self.status, "reason": self.reason} if self.reason else None
+        details: dict[str, Any] | None = None
+        if self.status == "failed":
+            details = {"type": "failed", "error": {"type": self.reason, "code": self.reason}}
+        elif self.reason:
+            details = {"type": self.status, "reason": self.reason}
         return {
             "object": "realtime.response",
             "id": self.response_id,

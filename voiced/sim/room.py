@@ -16,7 +16,9 @@ import alsaaudio
 import numpy as np
 import numpy.typing as npt
 
-from voiced.sim.rig import EAR_PERIOD_S, Rig, Stream, Timeline, opened, queued
+from voiced.sim.rig import Rig
+from voiced.sim.streams import EAR_PERIOD_S, Stream, opened, queued
+from voiced.sim.timeline import Timeline
 from voiced.sim.wav import Samples
 
 PERIOD_S = 0.010
