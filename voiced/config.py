@@ -227,7 +227,7 @@ def parse(text: str, name: str) -> Config:
     """Validate the TOML in `text`; `name` stands for the file in errors. Raises as `load`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a month 13, a number of a book
         raise ConfigError(f"{name}: not valid TOML: {exc}") from exc
     try:
         config = msgspec.convert(data, Config)
@@ -261,12 +261,13 @@ def _shown(value: Any) -> str:
         return "{...}"
     if isinstance(value, float):
         return repr(value)  # JSON has no nan
-    return msgspec.json.encode(value, enc_hook=str).decode()[:80]
+    return _without_secrets(msgspec.json.encode(value, enc_hook=str).decode())[:80]
 
 
-def _without_secrets(url: str) -> str:
-    """What of an address may be shown: people paste passwords and tokens into them."""
-    return re.sub(r"\?.*", "?***", re.sub(r"//[^/]*@", "//***@", url))
+def _without_secrets(text: str) -> str:
+    """What of a value may be shown: people paste keys, and addresses with passwords and tokens."""
+    text = re.sub(r"\bsk-[\w-]+", "sk-***", re.sub(r"//[^/]*@", "//***@", text))
+    return re.sub(r"(//.*)\?[^\"]*", r"\1?***", text)
 
 
 def _struct_at(keys: list[str]) -> Any:

@@ -49,8 +49,9 @@ class Script:
     """A capture PCM that returns what a list says: bytes, an error's number, an exception to raise;
     what can be called is called on the way."""
 
-    def __init__(self, reads: list[Any]) -> None:
+    def __init__(self, reads: list[Any], waiting: int = 0) -> None:
         self.reads = reads
+        self.waiting = waiting
         self.closed = False
 
     def read(self) -> tuple[int, bytes]:
@@ -64,6 +65,9 @@ class Script:
         if isinstance(each, Exception):
             raise each
         return (each, b"") if isinstance(each, int) else (len(each) // 2, each)
+
+    def avail(self) -> int:
+        return self.waiting
 
     def drop(self) -> None:
         pass
@@ -225,6 +229,7 @@ class Paced:
     """A card with this share of its rate, in time that passes only in its reads."""
 
     now = 100.0
+    waiting = 0
 
     def __init__(self, share: float, seconds: float = 1e9) -> None:
         self._took_s = 0.02 / share
@@ -237,6 +242,9 @@ class Paced:
             return 0, b""
         Paced.now += self._took_s
         return BLOCK_FRAMES, bytes(2 * BLOCK_FRAMES)
+
+    def avail(self) -> int:
+        return self.waiting
 
     def drop(self) -> None:
         pass
@@ -653,3 +661,16 @@ def test_what_is_said_arrives_through_libasound_sample_by_sample(rig: Rig) -> No
     began = heard[0].at - 0.02 + place / 24_000
     assert utterance.started
     assert abs(began - utterance.started) < 0.06
+
+
+@pytest.mark.parametrize(("waiting", "late_s"), [(0, 0.0), (2_400, 0.1), (-32, 0.0)])
+def test_what_is_read_late_is_dated_when_it_was_captured(waiting: int, late_s: float) -> None:
+    """The pre-roll is counted from the press: sound of before it must not pass for newer."""
+    card = Script([pcm16(ramp(1))], waiting)
+    made, _ = capture(open_pcm=lambda *_: card, clock=lambda: 100.0)
+    made.urgent = True
+    made.start()
+    until(lambda: not card.reads)
+    made.close()
+    (block,) = made.take()
+    assert block.at == pytest.approx(100.0 - late_s)

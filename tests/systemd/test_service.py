@@ -121,7 +121,7 @@ def test_without_a_network_it_is_up_and_names_what_it_misses(layers: list[Path],
         assert device.status == "idle · link down"
         with device.finger() as finger:
             tap(finger)
-            device.wait_status("^listening · link waiting · the server can't be reached")
+            device.wait_status("^listening · link waiting · there is no network")
         assert device.show("NRestarts") == "0"
 
 

@@ -120,6 +120,9 @@ AGAIN_S = 0.5
 LONGEST_AGAIN_S = 20.0
 """A rate limit tells when it ends; nobody waits longer than this for an answer."""
 
+LOUD_ERRORS = 3
+"""So many errors of a session are warnings in the journal; then they are only counted."""
+
 MEMORY_SHARE = 0.8
 """Of what the unit allows: beyond that the kernel would end us in mid-sentence."""
 
@@ -160,7 +163,9 @@ class Conversation:
         self._key_detail = ""
         self._next_config: Config | None = None
         self._tokens = {"input": 0, "output": 0, "total": 0}
-        self._counters = {"turns": 0, "unheard_turns": 0, "nonsense": 0, "unknown_events": 0}
+        self._counters = dict.fromkeys(
+            ("turns", "unheard_turns", "nonsense", "unknown_events", "server_errors"), 0
+        )
 
     def __repr__(self) -> str:
         return f"<Conversation {self.state.name}, link {self.link.state.name}>"
@@ -792,8 +797,11 @@ class Conversation:
     def _on_error(self, said: realtime.Error) -> None:
         error, asked = said.error, self._up.session.asked
         text = f"{error.code or error.type}: {(error.message or '')[:200]}"
-        level = logging.DEBUG if error.code in HARMLESS_ERRORS else logging.WARNING
-        self._outbox.note("server-error", text, level)
+        harmless = error.code in HARMLESS_ERRORS
+        self._counters["server_errors"] += not harmless
+        self._up.session.errors += not harmless
+        loud = not harmless and self._up.session.errors <= LOUD_ERRORS
+        self._outbox.note("server-error", text, logging.WARNING if loud else logging.DEBUG)
         about_session = error.event_id is None and (error.param or "").startswith("session")
         if fault := of_error(error.code):
             self._give_up_socket(fault.name, text)
@@ -839,9 +847,9 @@ class Conversation:
     def _on_created(self, said: realtime.ResponseCreated) -> None:
         if said.response.out_of_band:
             return
-        self.link.worked()
         welcome = self.state is TurnState.THINKING
         if self._down.responses.created(said.response.id, welcome=welcome):
+            self.link.worked()
             self._timers.cancel("create", "asked")
             self._turn.spent = True
             self._turn.utterance.forget_sent()

@@ -47,6 +47,7 @@ class Session:
     frames_in_flight: int = 0
     server_time: float | None = None  # Unix seconds, when the connection was made
     limited_until: float = float("-inf")  # the server's rate limit
+    errors: int = 0  # the server sent
     told: bool = False  # what was said before it
     old: bool = False  # near the end of its life: leave it between two turns
     aside: bool | None = None  # a summary: None not asked for, True on its way, False over

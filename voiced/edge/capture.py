@@ -212,7 +212,7 @@ class Capture:
         self._pace.clear()
         self._partial = np.empty(0, np.int16)
         reads: list[bytes] = []
-        overruns = 0
+        overruns, rate = 0, self._settings.rate
         while not self._stopping.is_set():
             asked_at = self._clock()
             frames, data = pcm.read()
@@ -234,7 +234,9 @@ class Capture:
                 self._meter.add(data)
             reads.append(data)
             if self.urgent or len(reads) >= LEISURELY_BLOCKS:
-                self.accept(b"".join(reads), at, leisurely=len(reads) > 1)
+                # Who reads late is not to take what was captured long ago for new.
+                waiting_s = max(0, pcm.avail()) / rate
+                self.accept(b"".join(reads), at - waiting_s, leisurely=len(reads) > 1)
                 reads.clear()
                 if self._meter.is_full:
                     self._post(self._meter.read(at))

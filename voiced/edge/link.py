@@ -255,6 +255,7 @@ class _Socket:
             while True:
                 text = await ws.recv()
                 self.post(LinkFrame(text, time.monotonic(), self.serial))
+                await asyncio.sleep(0)  # a flood of frames leaves the others their turn
         except ConnectionClosed as exc:
             if self._stalled:
                 return LinkClosed(0, self.serial, fault="stalled")

@@ -76,6 +76,9 @@ class _Card:
         time.sleep(max(0.0, self._next - time.monotonic()))
         return len(self._data) // 2, self._data
 
+    def avail(self) -> int:
+        return 0
+
     def drop(self) -> None:
         pass
 
