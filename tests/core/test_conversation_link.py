@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.core.test_conversation import QUESTION, asked, count_of, find
+from tests.core.test_conversation import LOCAL, QUESTION, asked, count_of, find
 from tests.core.world import APPEND, World, tapped, voice
 from voiced.config import Config, Realtime, Turn
 from voiced.core.conversation import RATE_LIMIT_TRIES, STALLED_S
@@ -83,6 +83,39 @@ def test_a_lost_link_says_which_fault_it_was_in_the_journal() -> None:
     world.drop_link(1001)
     (note,) = [note for note in world.notes if note.name == "link-lost"]
     assert note.fields["fault"] == "session-expired"
+
+
+# --- a link that is half open -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [Config(), LOCAL], ids=["server_vad", "local"])
+@pytest.mark.parametrize("hold", [False, True])
+def test_words_into_a_half_open_link_are_answered_by_the_next(config: Config, hold: bool) -> None:
+    """The kernel takes all of it, nothing arrives, nothing comes."""
+    world = World(config)
+    world.run(4)
+    world.press(105.0)
+    world.say(QUESTION, 105.8)
+    world.release(107.5 if hold else 105.1)
+    world.run(until=lambda: world.core.link.state is LinkState.UP and world.now > 105.6)
+    world.filter = lambda event: None if len(world.dials) == 1 else event
+    world.uplink_delay_s = 1e6
+    world.run(until=lambda: len(world.dials) == 2)
+    assert world.now < 107.5 + 12
+    assert len([k for k in world.types() if k == "input_audio_buffer.clear"]) <= 2
+    world.uplink_delay_s = 0.0
+    world.until_state(TurnState.SPEAKING)
+    world.until_state(TurnState.LISTENING)
+    assert find(QUESTION, world.heard) >= 0
+
+
+def test_a_server_that_heard_nothing_says_so_and_nobody_waits() -> None:
+    world = tapped(World(script=Script(vad_dbfs=-5.0)))
+    world.say(QUESTION, 105.2)
+    world.run(until=lambda: world.core._counters["unheard_turns"] == 1)
+    assert world.now < 105.2 + 1.5 + 0.8 + 2.0 + 0.5
+    assert len(world.dials) == 1
+    assert world.core.state is TurnState.LISTENING
 
 
 # --- a socket that takes nothing -----------------------------------------------------------

@@ -51,6 +51,8 @@ class FakePcm:
         self.heard = np.empty(0, np.int16)
         self.drops = 0
         self.gone = False
+        self.stale = False
+        """It was away for a moment, and only a write tells."""
         self.stuck = False
         self.meanwhile: Callable[[], None] = lambda: None
         """What another thread does in the middle of a write."""
@@ -96,6 +98,8 @@ class FakePcm:
         return -32 if self._xrun else self.size - len(self._buffer)
 
     def write(self, data: bytes) -> int:
+        if self.stale:
+            raise alsaaudio.ALSAAudioError("Input/output error [hw:1]")
         self._check()
         self.meanwhile()
         if self._xrun:
@@ -137,6 +141,7 @@ class Bench:
         self.posted: list[Any] = []
         self.played = Played()
         self.steps = 0
+        self.never_well = False
         self.playback = kind(
             "hw:1",
             rate,
@@ -151,6 +156,7 @@ class Bench:
     def open(self, device: str, rate: int) -> tuple[Any, int]:
         if self.pcm.gone:
             raise DeviceError("speaker-lost", f"{device}: No such device")
+        self.pcm.stale, self.pcm._at = self.never_well, None
         return self.pcm, 1
 
     def step(self) -> float:
@@ -934,6 +940,42 @@ def test_a_speaker_that_is_unplugged_while_nothing_plays_is_a_fault_soon() -> No
     fault = bench.events(DeviceFault)[0]
     assert fault.fault == "speaker-lost"
     assert "unplugged" in fault.detail
+
+
+def after_a_nap(*, never_well: bool = False) -> Bench:
+    """A speaker that has played, and was unplugged and plugged in again while it was silent."""
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(12_000), 0)
+    bench.playback.end(0)
+    bench.run(2)
+    bench.pcm.stale, bench.never_well = True, never_well
+    return bench
+
+
+def test_a_speaker_that_was_away_while_it_was_silent_plays_the_next_answer_whole() -> None:
+    bench = after_a_nap()
+    before = len(bench.pcm.heard)
+    bench.playback.play(ramp(24_000), 1)
+    bench.playback.end(1)
+    bench.run(2)
+    assert np.array_equal(np.trim_zeros(bench.pcm.heard[before:]), ramp(24_000))
+    assert not bench.events(DeviceFault)
+    assert [event.epoch for event in bench.events(PlaybackDrained)] == [0, 1]
+
+
+def test_it_sounds_a_chime_as_well() -> None:
+    bench = after_a_nap()
+    before = len(bench.pcm.heard)
+    bench.playback.chime(CHIME, 100)
+    bench.run(1)
+    assert np.count_nonzero(bench.pcm.heard[before:]) == len(CHIME)
+
+
+def test_a_speaker_that_opens_and_takes_nothing_is_lost() -> None:
+    bench = after_a_nap(never_well=True)
+    bench.playback.play(ramp(24_000), 1)
+    bench.run(1)
+    assert [event.fault for event in bench.events(DeviceFault)] == ["speaker-lost"]
 
 
 def test_a_flush_of_an_unplugged_speaker_is_no_harm() -> None:

@@ -108,6 +108,9 @@ eagerness); the gate closed `turn.silence_ms` after the speech. The rest is a sl
 THINKING_S = 60.0
 """Twice the longest a model has been seen to think."""
 
+SILENT_S = 5.0
+"""A server answers within a round trip; the kernel finds a dead line within 5 s of the words."""
+
 STALLED_S = 5.0
 """A socket that took audio takes more within this time: as long as the kernel waits for a peer that
 acknowledges nothing. A line that is merely slow takes some all the time and is not given up: the
@@ -345,7 +348,7 @@ class Conversation:
 
     def _collect_speech(self) -> None:
         turn = self._turn
-        self._timers.cancel("grace", "unheard", "stale", "undecided")
+        self._timers.cancel("grace", "unheard", "silent", "stale", "undecided")
         turn.collecting = True
         turn.padded = False
         earliest = max(turn.earliest, turn.collected_until)
@@ -473,7 +476,7 @@ class Conversation:
     def _forget_turn(self) -> None:
         """The deadlines of a turn go with it."""
         self._timers.cancel(
-            *("grace", "unheard", "gateless", "undecided", "tail", "stale"),
+            *("grace", "unheard", "silent", "gateless", "undecided", "tail", "stale"),
             *("create", "asked", "again"),
         )
 
@@ -697,7 +700,7 @@ class Conversation:
 
     def _lose_session(self) -> None:
         """The socket is gone, or to be given up."""
-        self._timers.cancel("mode", "asked", "create", "again", "stalled")
+        self._timers.cancel("mode", "asked", "create", "again", "stalled", "silent")
         self._up.session = Session()
         self._down.lose_session()
         self.continuity.ended()
@@ -759,8 +762,13 @@ class Conversation:
             return
         if "asked" in self._timers:
             self._timers.set("asked", self._now + ASKED_S)
+        asked = "silent" in self._timers
+        self._timers.cancel("silent")
         said = realtime.decode(event.text)
         _SERVER_HANDLERS[type(said)](self, said)
+        waits = self.state in (TurnState.HEARING, TurnState.THINKING)
+        if asked and waits and not self._turn.server_heard:
+            self._cause(Cause.UNHEARD)
 
     def _on_nonsense(self, said: realtime.Nonsense) -> None:
         self._counters["nonsense"] += 1
@@ -1057,9 +1065,12 @@ class Conversation:
             self._close_link()
 
     def _time_unheard(self) -> None:
-        """The server has all of it and its silence, and did not end the turn."""
+        """The server has all of it and its silence, and did not end the turn. Did it hear no word,
+        or was there nobody to hear? A link that is half open tells nothing: so we ask."""
         if not self._turn.server_heard:
-            self._cause(Cause.UNHEARD)
+            if "silent" not in self._timers:
+                self._up.clear()
+                self._timers.set("silent", self._now + SILENT_S)
             return
         self._turn.forced = True
         if self.state is TurnState.HEARING:
@@ -1248,6 +1259,7 @@ _TIMEOUTS: dict[str, Callable[[Conversation], None]] = {
     "grace": lambda c: c._up.pad(),
     "tail": _C._time_tail,
     "unheard": _C._time_unheard,
+    "silent": lambda c: c._give_up_socket("timeout", f"asked, no answer in {SILENT_S:.0f} s"),
     "undecided": _C._time_undecided,
     "gateless": _C._time_gateless,
     "stale": _C._time_stale,

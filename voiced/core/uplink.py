@@ -132,7 +132,12 @@ class Uplink:
     def drop(self) -> None:
         """The turn is thrown away, at the server, too."""
         if self.turn.appended and not self.turn.ended and self.session.configured:
-            self._outbox.send(self._outbox.encode.clear())
+            self.clear()
+
+    def clear(self) -> None:
+        """The server throws away what it has of the turn, and says so."""
+        self._outbox.send(self._outbox.encode.clear())
+        self.turn.appended = False
 
     def wipe(self) -> None:
         """Mute: no sample of the turn is kept, here or in the server's buffer."""

@@ -116,6 +116,7 @@ class Playback:
         self._fault: tuple[str, str] | None = None  # its name and detail
         self._position = Position(rate, 0)
         self._open_at = clock()
+        self._proven = False  # it has taken something since it was opened
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._chime = SILENT  # not yet taken by the device
@@ -273,6 +274,7 @@ class Playback:
             self._pcm, self._channels = opened, channels
             self._size = int(opened.info()["buffer_size"])
             self._position = Position(self._rate, self._size)
+            self._proven = False
         if not self._is_suspect:
             self._tell_back()
 
@@ -289,6 +291,20 @@ class Playback:
     def _tell_back(self) -> None:
         self._fault = None
         self._post(DeviceBack("speaker", self._clock(), self._device))
+
+    @property
+    def _was_idle(self) -> bool:
+        """It has taken nothing of what is to be played now, though it did before: it may have been
+        unplugged and plugged in again while it was silent, and not every plugin tells."""
+        waits = self._queued_at is not None or len(self._chime) > 0
+        return waits and self._proven and not self._written and not self._chiming
+
+    def _reopen(self) -> None:
+        """Let go of the device and open it anew, for what waits to be played."""
+        lost, self._pcm = self._pcm, None
+        self._sounding = False
+        pcms.close(lost)
+        self._open_at = self._clock()
 
     def _lose(self, detail: str, stuck_at: int | None = None) -> None:
         """Let go of the device; it tells what was heard no more. `stuck_at` is what it held when it
@@ -320,6 +336,9 @@ class Playback:
         except _Stuck as exc:
             self._lose(f"{self._device}: {exc}", exc.pending)
         except alsaaudio.ALSAAudioError as exc:
+            if self._was_idle:
+                self._reopen()
+                return 0.0
             self._lose(f"{self._device}: {exc}")
         except Exception as exc:  # a thread that dies alone is the mute device
             log.exception("playing")
@@ -333,7 +352,8 @@ class Playback:
                 raise alsaaudio.ALSAAudioError("unplugged")  # an idle device has to be asked
             return IDLE_STEP_S
         waited_s = self._clock() - (self._queued_at or self._clock())
-        enough = self._queued >= PREBUFFER_S * WIRE_RATE
+        # What is ready has begun once, on a device that had to be opened anew.
+        enough = len(self._ready) or self._queued >= PREBUFFER_S * WIRE_RATE
         if enough or self._ending or (self._queued and waited_s >= PREBUFFER_WAIT_S):
             return None
         return max(0.001, PREBUFFER_WAIT_S - waited_s)
@@ -347,8 +367,8 @@ class Playback:
         pending = self._look()
         room = self._free(pending)
         if len(self._chime) and room > 0:
-            self._chiming = True
             self._chime = self._chime[self._write(self._chime[:room], pending) :]
+            self._chiming = True
         if len(self._chime):
             return self._refill_s()
         return self._see_out() or IDLE_STEP_S
@@ -427,6 +447,7 @@ class Playback:
             pending, taken = 0, int(self._pcm.write(data))
         if taken <= 0:
             return 0
+        self._proven = True
         self._position.wrote(taken)
         self._played.wrote(mono[:taken], pending, at)
         return taken
