@@ -1,0 +1,265 @@
+"""`python -m tests.soak [--minutes N] [--seed S] [--sabotage NAME] [--only NAME,...] [--json FILE]`
+
+The real daemon, through real libasound and a real TLS connection, in a random mix of turns and
+faults. The same seed gives the same order. Exit code 1 if a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from tests.soak.sabotage import SABOTAGES
+from tests.soak.scenes import SCENES, Broken, Scene, Trial
+from tests.soak.stage import Stage, Verdict
+from tests.soak.table import FaultRow, Invariant, as_json, table
+from tests.soak.unit import SAMPLE_S, Use, steps
+from voiced.sim.board import BoardError
+from voiced.sim.stand import StandError
+
+MORTAL_SHARE = 0.7
+"""Of the time without what ends the process: growth is seen in one that lives long."""
+
+LISTEN_S = 10 * 60
+"""Recordings are begun anew after this long."""
+
+WARM_UP_S = 20.0
+"""Buffers and allocators reach their size in the first turns."""
+
+RSS_MB, THREADS, DESCRIPTORS = 8.0, 1.0, 2.0
+"""Growth from the first quarter of a life to its last. Memory: twice what was seen of three
+minutes, in which each kind of fault is met for the first time. Threads: one may look up a name. A
+descriptor more is that of a link, of which one may be open in the one and not in the other."""
+
+LOST_MS = 30.0
+"""The comparison is by pieces of 20 ms."""
+
+
+class Soak:
+    """The rows, and what fills them."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.rows = {scene.name: FaultRow(scene.name, scene.goal_s) for scene in SCENES}
+        self.verdicts: list[Verdict] = []
+        self.disordered = 0
+        self.not_injected: dict[str, str] = {}
+        self.began = time.monotonic()
+        self._counters: dict[str, int] = {}
+        self._life: object = None
+        self._listening_since = time.monotonic()
+
+    def can(self, scene: Scene) -> bool:
+        """Whether it can be played here; notes why not."""
+        has, why = {
+            "": (True, ""),
+            "network": (self.stage.network.is_own, "needs root and network namespaces"),
+            "disk": (self.stage.disk_is_own, "needs the right to mount"),
+        }[scene.needs]
+        if not has:
+            self.not_injected[scene.name] = why
+        return has
+
+    def play(self, scene: Scene) -> None:
+        """One scene, from rest to rest. Raises StandError when there is no way back."""
+        stage, row = self.stage, self.rows[scene.name]
+        if time.monotonic() - self._listening_since > LISTEN_S:
+            stage.listen()
+            self._listening_since = time.monotonic()
+        stage.begin_scene()
+        trial = Trial(stage)
+        row.injected += 1
+        exits, complaints = len(stage.unit.exits), len(row.complaints)
+        began = time.monotonic()
+        try:
+            scene.play(stage, trial)
+            row.recovered += 1
+        except (Broken, StandError, BoardError, TimeoutError, AssertionError) as exc:
+            row.complaints.append(f"{type(exc).__name__}: {exc}")
+        row.states |= trial.states
+        row.worst_s = max([row.worst_s or 0.0, *trial.served_s]) if trial.served_s else row.worst_s
+        for each in stage.unit.exits[exits:]:
+            if not each.why:
+                row.complaints.append(f"the daemon ended with {each.code}")
+        took = ", ".join(f"{seconds:.1f} s" for seconds in trial.served_s)
+        wrong = "; ".join(row.complaints[complaints:])
+        _say(f"{began - self.began:7.1f} {scene.name}: {wrong or took}")
+        stage.rest()
+        verdict = stage.verdict()
+        self.verdicts.append(verdict)
+        self._tell(scene, verdict)
+        self._look_at_counters()
+
+    def _tell(self, scene: Scene, verdict: Verdict) -> None:
+        """Where something is wrong, say in which scene."""
+        if (
+            verdict.lost_ms > LOST_MS
+            or verdict.doubled_ms
+            or verdict.undue_ms
+            or verdict.strange_ms
+            or verdict.dark
+        ):
+            _say(f"        {scene.name}: {verdict}")
+
+    def _look_at_counters(self) -> None:
+        """They only ever grow, in one process."""
+        life, now = self.stage.life, self.stage.status()["counters"]
+        if life is self._life:
+            self.disordered += sum(now[name] < self._counters[name] for name in now)
+        self.disordered += sum(value < 0 for value in now.values())
+        self._life, self._counters = life, now
+
+    def memory_mb(self) -> list[float]:
+        """Of the longest life, the median of each tenth."""
+        values = self._longest().rss_mb
+        size = max(1, len(values) // 10)
+        return [median(values[at : at + size]) for at in range(0, len(values) - size + 1, size)]
+
+    def _longest(self) -> Use:
+        return max((life.use for life in self.stage.unit.lives), key=lambda use: len(use.rss_mb))
+
+    def invariants(self) -> list[Invariant]:
+        unit, longest = self.stage.unit, self._longest()
+        found = self.verdicts
+        exits = sum(not each.why for each in unit.exits)
+
+        def growth(pick: str) -> float | None:
+            def values(use: Use) -> list[float]:
+                return list(getattr(use, pick))
+
+            both = steps(longest, values, round(WARM_UP_S / SAMPLE_S))
+            return None if both is None else both[1] - both[0]
+
+        said = unit.log()
+        return [
+            Invariant("words lost or doubled", self._words(), 0, "turns"),
+            Invariant("sound that was not due", max(v.undue_ms for v in found), 0, "ms"),
+            Invariant("sound of another answer", max(v.strange_ms for v in found), 0, "ms"),
+            Invariant("audio left in the dark", sum(v.dark for v in found), 0, "appends"),
+            Invariant("memory grown", growth("rss_mb"), RSS_MB, "MB"),
+            Invariant("threads grown", growth("threads"), THREADS),
+            Invariant("descriptors grown", growth("descriptors"), DESCRIPTORS),
+            Invariant("ends that nobody asked for", exits, 0),
+            Invariant("counters that went back", self.disordered, 0),
+            Invariant(
+                "violations of the protocol",
+                self.stage.backstage.do(lambda: self.stage.server.verdict.violation_count),
+                0,
+            ),
+            Invariant("unexpected exceptions in its journal", said.count("Traceback"), 0),
+            Invariant("own errors in its journal", said.count(" unlisted cause"), 0),
+        ]
+
+    def _words(self) -> float | None:
+        if not any(v.words for v in self.verdicts):
+            return None
+        return sum(v.lost_ms > LOST_MS or v.doubled_ms > 0 for v in self.verdicts)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def order(seed: int, minutes: float, soak: Soak) -> Iterator[Scene]:
+    """Rounds of all scenes, each in an order of its own. In the first, only the quick ones; near
+    the end those that may end the process, too."""
+    rng = random.Random(seed)
+    began, whole_s = time.monotonic(), minutes * 60
+
+    def share() -> float:
+        return (time.monotonic() - began) / whole_s
+
+    mine = [scene for scene in SCENES if soak.can(scene)]
+    lively = [scene for scene in mine if not scene.is_deadly]
+    first = [scene for scene in lively if scene.is_quick]
+    yield from rng.sample(first, len(first))
+    while share() < MORTAL_SHARE:
+        for scene in rng.sample(lively, len(lively)):
+            if share() < MORTAL_SHARE:
+                yield scene
+    deadly = [scene for scene in mine if scene.is_deadly]
+    yield from rng.sample(quick := [s for s in deadly if s.is_quick], len(quick))
+    while share() < 1:
+        for scene in rng.sample(mine, len(mine)):
+            if share() < 1:
+                yield scene
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/soak.sh", description="Turns and faults.")
+    parser.add_argument("--minutes", type=float, default=60.0, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="S")
+    parser.add_argument("--sabotage", choices=SABOTAGES, default="none", metavar="NAME")
+    parser.add_argument("--only", metavar="NAME,...", help="these scenes, once, in this order")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the daemon's journal")
+    args = parser.parse_args()
+    names = {scene.name for scene in SCENES}
+    if args.only and (unknown := set(args.only.split(",")) - names):
+        parser.error(f"--only {', '.join(sorted(unknown))}: one of {', '.join(sorted(names))}")
+    return args
+
+
+def main() -> int:
+    args = _arguments()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.setswitchinterval(0.0005)
+    by_name = {scene.name: scene for scene in SCENES}
+    sabotage = SABOTAGES.get(args.sabotage)
+    names = args.only.split(",") if args.only else sabotage.scenes if sabotage else ()
+    broken = ""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        with Stage(args.seed, args.sabotage, Path(folder)) as stage:
+            soak = Soak(stage)
+            chosen = [by_name[name] for name in names if soak.can(by_name[name])]
+            try:
+                for scene in chosen if names else order(args.seed, args.minutes, soak):
+                    soak.play(scene)
+            except StandError as exc:
+                broken = f"no way back after {scene.name}: {exc}"
+            invariants = soak.invariants() if soak.verdicts else []
+            memory_mb = soak.memory_mb()
+            minutes = (time.monotonic() - soak.began) / 60
+            if args.keep:
+                args.keep.write_text(stage.unit.log())
+        rows = [row for row in soak.rows.values() if row.injected]
+    print(table(rows, invariants))
+    unjudged = sum(verdict.unjudged for verdict in soak.verdicts)
+    words = sum(verdict.words for verdict in soak.verdicts)
+    print(
+        f"\nseed {args.seed}, {minutes:.1f} minutes, {sum(row.injected for row in rows)} scenes; "
+        f"{words} utterances compared, {unjudged} not (the recording had a gap)"
+    )
+    for why, count in Counter(soak.not_injected.values()).items():
+        left_out = ", ".join(name for name, each in soak.not_injected.items() if each == why)
+        print(f"NOT INJECTED, {count}: {left_out}: {why}")
+    print("memory over the longest life, MB: " + " ".join(f"{mb:.1f}" for mb in memory_mb))
+    if broken:
+        print(f"broke down: {broken}")
+    if args.json:
+        args.json.write_text(
+            as_json(
+                rows,
+                invariants,
+                seed=args.seed,
+                minutes=round(minutes, 2),
+                not_injected=soak.not_injected,
+                memory_mb=memory_mb,
+            )
+        )
+    red = [each.name for each in (*rows, *invariants) if not each.ok]
+    if red:
+        print("red: " + "; ".join(red))
+    return 1 if red or broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The soak's own instruments, each shown something good and something broken."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.app.test_first_word import words
+from tests.bench.figures import APPEND, DELTA, Samples
+from tests.soak import judge, sabotage
+from tests.soak.judge import Due, Frame
+from tests.soak.proxy import Proxy
+from tests.soak.scenes import SCENES
+from tests.soak.table import FaultRow, Invariant, as_json, table
+from tests.soak.unit import Lights, Use, steps
+from voiced.sim.stand import LIGHT_PINS
+from voiced.sim.wav import to_rate
+
+RATE, WIRE = 48_000, 24_000
+
+
+class Recording:
+    """An ear that recorded this from time 0 on."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self.gaps: list[tuple[int, float]] = []
+        self.outages: list[tuple[int, int]] = []
+
+    def index_at(self, at: float) -> int:
+        return max(0, round(at * RATE))
+
+    def snapshot(self, start: int = 0, stop: int | None = None) -> Samples:
+        return self._samples[start:stop]
+
+
+def room(seconds: float) -> Samples:
+    noise = 58 * np.random.default_rng(3).standard_normal(round(seconds * RATE))
+    return np.rint(noise).astype(np.int16)
+
+
+def at_second(sound: Samples, seconds: float, whole_s: float) -> Samples:
+    mixed = np.zeros(round(whole_s * RATE), np.int16)
+    start = round(seconds * RATE)
+    mixed[start : start + len(sound)] = sound
+    return mixed
+
+
+# --- words ---------------------------------------------------------------------------------
+
+
+def sent_of(recording: Samples) -> Samples:
+    return to_rate(recording, RATE, WIRE)
+
+
+BROKEN: dict[str, Callable[[Samples], Samples]] = {
+    "a gap": lambda sent: np.delete(sent, slice(40_000, 42_000)),
+    "the first words": lambda sent: sent[36_000:],
+    "everything": lambda sent: sent[:0],
+    "sent twice": lambda sent: np.concatenate((sent, sent[24_000:])),
+    "old blocks in the middle": lambda sent: np.insert(sent, 40_000, sent[26_000:28_000]),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_words_lost_or_doubled_are_seen(broken: str) -> None:
+    recording = room(4.0) + at_second(words(2.0, 5), 1.0, 4.0)
+    tap: Any = Recording(recording)
+    sent = sent_of(recording[: 7 * RATE // 2])
+    assert judge.compare(sent, tap, 1.0, 3.0) == judge.Words(0.0, 0.0)
+    found = judge.compare(BROKEN[broken](sent), tap, 1.0, 3.0)
+    assert found
+    assert found.lost_ms > 30 or found.doubled_ms > 0
+
+
+def test_a_recording_with_a_gap_judges_nothing() -> None:
+    tap: Any = Recording(room(4.0))
+    tap.gaps.append((RATE, 0.1))
+    assert judge.compare(sent_of(room(4.0)), tap, 1.0, 3.0) is None
+
+
+# --- sound ---------------------------------------------------------------------------------
+
+
+def answer_frames(answer: Samples) -> list[Frame]:
+    delta = base64.b64encode(answer.tobytes()).decode()
+    event = {"type": DELTA, "response_id": "r", "delta": delta}
+    created = {"type": "response.created", "response": {"id": "r"}}
+    return [Frame(0.9, "server", created, 1), Frame(0.95, "server", event, 1)]
+
+
+def test_sound_outside_of_an_answer_is_not_due_and_another_answer_is_strange() -> None:
+    mine, other = to_rate(words(1.0, 7), RATE, WIRE), words(1.0, 8)
+    frames, spans = answer_frames(mine), [Due(0.0, 1.0, 2.0)]
+
+    def judged(sound: Samples) -> tuple[float, float]:
+        ear: Any = Recording(sound)
+        return judge.stale_ms(ear, frames, spans, 0.0, 4.0)
+
+    right = at_second(to_rate(mine, WIRE, RATE), 1.0, 4.0)
+    assert judged(right) == (0.0, 0.0)
+    late, _ = judged(right + at_second(other[: RATE // 10], 2.5, 4.0))
+    assert late == pytest.approx(100, abs=5)
+    _, strange = judged(at_second(other, 1.0, 4.0))
+    assert strange >= 600
+
+
+def test_spans_follow_the_daemons_events() -> None:
+    def turn(at: float, before: str, now: str) -> dict[str, Any]:
+        return {"event": "turn", "t": at, "before": before, "turn": now}
+
+    notes = [
+        turn(1.0, "thinking", "speaking"),
+        {"event": "flushed", "t": 2.1, "dropped_at": 2.0},
+        turn(2.1, "speaking", "listening"),
+        turn(3.0, "thinking", "speaking"),
+    ]
+    assert judge.due(notes, 0.5, 9.0) == [Due(0.5, 1.0, 2.0), Due(2.0, 3.0, 9.0)]
+
+
+# --- light -----------------------------------------------------------------------------------
+
+
+def test_audio_in_the_dark_is_seen() -> None:
+    lights = Lights()
+    lights.pin(LIGHT_PINS[0], 1.0, 10.0)
+    lights.pin(LIGHT_PINS[0], 0.0, 20.0)
+
+    def append(at: float, level: int) -> Frame:
+        audio = base64.b64encode(np.full(480, level, "<i2").tobytes()).decode()
+        return Frame(at, "client", {"type": APPEND, "audio": audio}, 1)
+
+    lit, dark, zeros = append(15.0, 5), append(21.0, 5), append(21.0, 0)
+    assert judge.dark_appends([lit, zeros, append(20.1, 5)], lights) == 0
+    assert judge.dark_appends([lit, dark, zeros], lights) == 1
+
+
+# --- growth, table -------------------------------------------------------------------------
+
+
+def test_growth_is_told_from_the_quarters_of_a_life() -> None:
+    use = Use(rss_mb=[1.0] * 10 + [40.0 + n for n in range(40)])
+    assert steps(use, lambda u: u.rss_mb, warm_up=10) == (45.0, 75.0)
+    assert steps(use, lambda u: u.rss_mb, warm_up=45) is None
+
+
+def test_what_is_late_lost_or_complained_of_is_red() -> None:
+    good = FaultRow("good", 3.0, 2, 2, {"no-dns"}, 2.9)
+    bad = [
+        FaultRow("late", 3.0, 1, 1, worst_s=3.1),
+        FaultRow("lost", 3.0, 2, 1, worst_s=1.0),
+        FaultRow("told", 3.0, 1, 1, worst_s=1.0, complaints=["it broke"]),
+    ]
+    over, unjudged = Invariant("over", 1.0, 0.0), Invariant("unjudged", None, 0.0)
+    assert good.ok
+    assert unjudged.ok
+    assert not any(row.ok for row in (*bad, over))
+    lines = table([good, *bad], [over, unjudged]).splitlines()
+    assert [line.split()[0] for line in lines if "!!" in line] == ["late", "lost", "told", "over"]
+    told = json.loads(as_json([good], [over], seed=1))
+    assert told["version"] == 1
+    assert told["faults"][0]["states"] == ["no-dns"]
+
+
+def test_names_are_one_of_a_kind_and_sabotages_name_what_there_is() -> None:
+    names = [scene.name for scene in SCENES]
+    assert len(set(names)) == len(names)
+    assert not any("," in name for name in names)
+    for each in sabotage.SABOTAGES.values():
+        assert set(each.scenes) <= set(names)
+
+
+# --- the proxy -------------------------------------------------------------------------------
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(4096):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+def through_proxy(check: Callable[[Proxy], Awaitable[None]]) -> None:
+    async def play() -> None:
+        server = await asyncio.start_server(_echo, "127.0.0.1")
+        proxy = Proxy("127.0.0.1", server.sockets[0].getsockname()[:2])
+        await proxy.start()
+        try:
+            async with asyncio.timeout(10):
+                await check(proxy)
+        finally:
+            await proxy.close()
+            server.close()
+            await asyncio.sleep(0.05)  # the ends of connections that were broken off
+
+    asyncio.run(play())
+
+
+async def _dial(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", proxy.port)
+
+
+async def _said_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    writer.write(b"hello")
+    try:
+        return await asyncio.wait_for(reader.readexactly(5), 0.3) == b"hello"
+    except TimeoutError:
+        return False
+
+
+def test_the_proxy_forwards_and_delays() -> None:
+    async def check(proxy: Proxy) -> None:
+        reader, writer = await _dial(proxy)
+        assert await _said_back(reader, writer)
+        proxy.weather.delay_s = 0.1
+        began = time.monotonic()
+        assert await _said_back(reader, writer)
+        assert time.monotonic() - began >= 0.2
+        writer.close()
+
+    through_proxy(check)
+
+
+def test_the_proxy_resets_and_refuses_and_comes_back() -> None:
+    async def check(proxy: Proxy) -> None:
+        reader, writer = await _dial(proxy)
+        assert await _said_back(reader, writer)
+        proxy.reset()
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(1)
+        writer.transport.abort()
+        await proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await _dial(proxy)
+        await proxy.start()
+        reader, writer = await _dial(proxy)
+        assert await _said_back(reader, writer)
+        writer.close()
+
+    through_proxy(check)
+
+
+@pytest.mark.parametrize("trouble", ["vanish", "swallow", "unanswered"])
+def test_what_the_proxy_holds_back_does_not_arrive(trouble: str) -> None:
+    async def check(proxy: Proxy) -> None:
+        proxy.unanswered = trouble == "unanswered"
+        reader, writer = await _dial(proxy)
+        if trouble != "unanswered":
+            assert await _said_back(reader, writer)
+        if trouble == "vanish":
+            proxy.vanish()
+        proxy.weather.swallow = trouble == "swallow"
+        assert not await _said_back(reader, writer)
+        writer.transport.abort()
+        proxy.clear()
+        reader, writer = await _dial(proxy)
+        assert await _said_back(reader, writer)
+        writer.close()
+
+    through_proxy(check)
