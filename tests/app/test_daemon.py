@@ -198,7 +198,7 @@ def test_it_is_ready_without_a_network_and_tells_its_status(rig: Rig, tmp_path: 
         snapshot = daemon.snapshot()
         assert (snapshot["turn"], snapshot["link"], snapshot["faults"]) == ("idle", "down", [])
         assert daemon.ask("press")["ok"]  # the server is not there
-        daemon.wait_told("STATUS=listening · link waiting · there is no network")
+        daemon.wait_told("STATUS=listening · link waiting · the server can't be reached")
         asked = time.monotonic()
         assert daemon.stop() < STOP_S
         assert daemon.told_since(asked, "STOPPING=1")
