@@ -1,7 +1,7 @@
 """`python -m tests.appliance [--arch amd64|arm64] [--fast] [--json FILE]`: the virtual Pi's day.
 
 Builds what it needs (cached), boots, plays the scenes, prints the table. Exit code 1 if a promise
-is broken or a goal is missed.
+is broken or a goal is missed (on a short day, missed by far).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from tests.bench.table import Row, as_json, table
 from tests.certificate import self_signed
 from voiced.sim import stand
 from voiced.sim.stand import Server, StandError
+
+SHORT_DAY = 3.0
+"""Times the goal: figures of one commit differed by a factor of two from hour to hour."""
 
 SYSTEMS = {"amd64": tree.BOOKWORM, "arm64": tree.TRIXIE_ARM}
 HOST = "10.0.2.2"  # where the guest finds this machine's loopback
@@ -170,12 +173,18 @@ def main() -> int:
         return 130
     finally:
         _tell(rows, args.json)
-    missed = [row.name for row in rows.values() if not row.ok]
+    missed = [row.name for row in rows.values() if not _holds(row, fast=args.fast)]
     if missed:
         print("missed: " + "; ".join(missed))
     if broken:
         print(f"broken: {broken}")
     return 1 if missed or broken else 0
+
+
+def _holds(row: Row, *, fast: bool) -> bool:
+    """A short day has each time once, on a machine that others share: its times are shown, and
+    only what is far off counts. A whole day has many, and its goals are goals."""
+    return row.within(SHORT_DAY if fast and row.unit == "ms" else 1.0)
 
 
 def _tell(rows: dict[str, Row], file: Path | None) -> None:

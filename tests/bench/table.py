@@ -27,10 +27,14 @@ class Row:
 
     @property
     def ok(self) -> bool:
+        return self.within(1.0)
+
+    def within(self, times: float) -> bool:
+        """Whether it stays within so many times its goal."""
         if not self.values:
             return False
         pairs = zip((self.middle, self.worst), self.goal, strict=True)
-        return all(goal is None or abs(value) <= goal for value, goal in pairs)
+        return all(goal is None or abs(value) <= times * goal for value, goal in pairs)
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -4,6 +4,7 @@ the next dial connects."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -98,7 +99,7 @@ def test_between_fragments_and_pings_what_is_said_still_comes() -> None:
     assert [frame.text for frame in frames] == ["a" + 1_000 * "b" + "c"]
 
 
-def test_between_two_frames_of_a_flood_everybody_else_has_his_turn() -> None:
+def test_in_a_flood_of_frames_everybody_else_has_his_turn() -> None:
     flood = 1_000
 
     async def run() -> None:
@@ -122,6 +123,6 @@ def test_between_two_frames_of_a_flood_everybody_else_has_his_turn() -> None:
             turn()
             link.dial(1, settings(server.url), None)
             await heard.next(LinkFrame, flood)
-            assert len(set(seen)) == flood
+            assert max(Counter(seen).values()) <= links.FRAMES_AT_ONCE
 
     asyncio.run(run())

@@ -6,8 +6,7 @@ Nothing is kept of them: the longest reads in some milliseconds, and all at once
 from __future__ import annotations
 
 import logging
-import wave
-from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,7 @@ CLIP_RATE_HZ: Final = 16_000  # what the voice is made at; there is nothing abov
 LONGEST_S: Final = 4
 """A longer file is refused before any of its sound is read: who pressed waits for the end of it."""
 
-_CLIPS: Final = files("voiced") / "clips"
+_CLIPS: Final = Path(__file__).parent.parent / "clips"
 
 
 class ClipError(ValueError):
@@ -45,6 +44,8 @@ def load(name: str) -> Samples | None:
 
 def read(name: str) -> Samples:
     """As `load`, but raises FileNotFoundError, OSError if it can't be read, or ClipError."""
+    import wave  # most devices never need it: half a megabyte
+
     with (_CLIPS / f"{name}.wav").open("rb") as file:
         try:
             with wave.open(file) as clip:
