@@ -27,8 +27,12 @@ from tests.certificate import self_signed
 from voiced.sim import stand
 from voiced.sim.stand import Server, StandError
 
-SHORT_DAY = 3.0
-"""Times the goal: figures of one commit differed by a factor of two from hour to hour."""
+SHORT_DAY = {"ms": 3.0, "MB": 1.1}
+"""Times the goal: the times of one commit differed by a factor of two from hour to hour, its peak
+of memory by a megabyte."""
+
+SERVERS = {"playback holes"}
+"""What the server is late with, which shares the host."""
 
 SYSTEMS = {"amd64": tree.BOOKWORM, "arm64": tree.TRIXIE_ARM}
 HOST = "10.0.2.2"  # where the guest finds this machine's loopback
@@ -184,7 +188,9 @@ def main() -> int:
 def _holds(row: Row, *, fast: bool) -> bool:
     """A short day has each time once, on a machine that others share: its times are shown, and
     only what is far off counts. A whole day has many, and its goals are goals."""
-    return row.within(SHORT_DAY if fast and row.unit == "ms" else 1.0)
+    if fast and row.name in SERVERS:
+        return True
+    return row.within(SHORT_DAY.get(row.unit, 1.0) if fast else 1.0)
 
 
 def _tell(rows: dict[str, Row], file: Path | None) -> None:

@@ -54,8 +54,8 @@ MAX_FRAME_BYTES = 16 * 2**20
 """A retrieved item exceeds the library's 1 MiB. Larger than this is no answer: close 1009."""
 
 FRAMES_AT_ONCE = 16
-"""Read before the loop looks at everything else. An answer begins with some ten frames: on a machine
-25 times slower than a desktop a round of the loop for each of them made its sound 200 ms late."""
+"""Read before the loop looks at everything else. An answer begins with some ten frames: on a
+machine 25 times slower than a desktop a round of the loop for each made its sound 200 ms late."""
 
 MAX_UNSENT = 256
 """Frames queued for the socket. The core keeps audio to 1 s, so this is never reached; if it is,
