@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from voiced.edge.pcm import DeviceError
 from voiced.edge.resample import SampleFormat, decode
 from voiced.events import (
     BLOCK_FRAMES,
+    WIRE_RATE,
     ChannelLevel,
     ChannelLevels,
     DeviceBack,
@@ -674,3 +676,54 @@ def test_what_is_read_late_is_dated_when_it_was_captured(waiting: int, late_s: f
     made.close()
     (block,) = made.take()
     assert block.at == pytest.approx(100.0 - late_s)
+
+
+class Preempted:
+    """A card in simulated time that captures at its rate all the while, and whose reader is kept
+    away for 80 ms when it looks how much is left, each time that `looks` says so."""
+
+    def __init__(self, looks: list[bool]) -> None:
+        self.now = 100.0
+        self.read_until = 100.0  # what was captured up to here has been read
+        self.truth: list[float] = []
+        self._looks = looks
+
+    def read(self) -> tuple[int, bytes]:
+        if len(self.truth) == 12:
+            threading.Event().wait(0.002)
+            return 0, b""
+        self.read_until += 0.02
+        self.now = max(self.now, self.read_until)
+        self.truth.append(self.read_until)
+        return BLOCK_FRAMES, pcm16(ramp(1))
+
+    def avail(self) -> int:
+        if self._looks and self._looks.pop(0):
+            self.now += 0.08
+        return int(round((self.now - self.read_until) * WIRE_RATE))
+
+    def drop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def dates_from(card: Preempted) -> list[float]:
+    made, _ = capture(open_pcm=lambda *_: card, clock=lambda: card.now)
+    made.start()
+    until(lambda: len(card.truth) == 12)
+    made.close()
+    return [block.at for block in made.take()]
+
+
+def test_a_thread_that_was_kept_away_while_it_dated_a_block_dates_it_right_all_the_same() -> None:
+    """Blocks dated too early would pass for some that were collected already."""
+    card = Preempted([False] * 3 + [True, False] * 3)
+    assert dates_from(card) == pytest.approx(card.truth, abs=1e-4)
+
+
+def test_blocks_are_in_the_order_of_their_dates_however_often_a_thread_is_kept_away() -> None:
+    dates = dates_from(Preempted([False] * 3 + [True] * 20))
+    assert len(dates) == 12
+    assert all(earlier < later for earlier, later in pairwise(dates))

@@ -49,6 +49,10 @@ ALIGNED_FRAMES = BLOCK_FRAMES // 10
 """A read that was short once leaves a part of a block behind, and every later block would wait for
 the next read. While nobody is to be heard, a part of more than 2 ms is let go instead."""
 
+DATING_S, DATING_TRIES = 0.002, 5
+"""Asking what the card holds takes 3.5 us. Kept away for longer than this each time, the date is
+early by as long; more tries would only be later themselves."""
+
 HANDOFF_BLOCKS = 150
 """3 s of blocks between thread and event loop. A loop that stalls longer loses the oldest, which
 is counted."""
@@ -111,6 +115,7 @@ class Capture:
         self.name = "capture"
         self.xruns = 0
         self.dropped_blocks = 0
+        self._handed_over_at = float("-inf")
         self.urgent = False
         """Somebody is to be heard: each block at once. Set by the loop."""
         self.stepped_at = clock()
@@ -212,7 +217,7 @@ class Capture:
         self._pace.clear()
         self._partial = np.empty(0, np.int16)
         reads: list[bytes] = []
-        overruns, rate = 0, self._settings.rate
+        overruns = 0
         while not self._stopping.is_set():
             asked_at = self._clock()
             frames, data = pcm.read()
@@ -234,12 +239,21 @@ class Capture:
                 self._meter.add(data)
             reads.append(data)
             if self.urgent or len(reads) >= LEISURELY_BLOCKS:
-                # Who reads late is not to take what was captured long ago for new.
-                waiting_s = max(0, pcm.avail()) / rate
-                self.accept(b"".join(reads), at - waiting_s, leisurely=len(reads) > 1)
+                self.accept(b"".join(reads), self._captured_at(pcm), leisurely=len(reads) > 1)
                 reads.clear()
                 if self._meter.is_full:
                     self._post(self._meter.read(at))
+
+    def _captured_at(self, pcm: Any) -> float:
+        """When the last frame that was read was captured: who reads late is not to take what was
+        captured long ago for new. What the card still holds and the time belong together: a thread
+        that was kept away between the two asks again."""
+        for _ in range(DATING_TRIES):
+            before = self._clock()
+            waiting = max(0, int(pcm.avail()))
+            if self._clock() - before < DATING_S:
+                break
+        return before - waiting / self._settings.rate
 
     def _judge(self, frames: int, asked_at: float, at: float) -> None:
         """Raise _Slow where the card falls behind; tell when a fault is over."""
@@ -285,6 +299,7 @@ class Capture:
             aligning = self._canceller.aligning
         if muted:  # what the filters still held, too
             samples = np.zeros_like(samples)
+        at = self._handed_over_at = max(at, self._handed_over_at + 1e-6)
         if len(self._blocks) == HANDOFF_BLOCKS:
             self.dropped_blocks += 1
         self._blocks.append(MicrophoneBlock(samples, at, muted, played, aligning))
