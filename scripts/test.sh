@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # All tests: format, lint, types, the test suite, which plays through real libasound and boots the
-# unit in a container, and a short day of the virtual Pi.
-#   scripts/test.sh [arguments of pytest]      with arguments: without the virtual Pi
+# unit in a container, a short soak, and a short day of the virtual Pi.
+#   scripts/test.sh [arguments of pytest]      with arguments: nothing but them
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
-setup dev mmdebstrap systemd-container
+setup dev mmdebstrap systemd-container iproute2
 cd "$ROOT"
 run() {
     printf '== %s\n' "$*" >&2
@@ -16,8 +16,11 @@ run ruff check --quiet
 run mypy --no-error-summary
 run pytest "$@"
 (($#)) && exit
+printf '== scripts/soak.sh --minutes 3\n' >&2
+scripts/soak.sh --minutes 3 --seed 1
 if ((EUID != 0)) && [[ -z ${CI:-} ]]; then
-    printf '== NOT RUN without root: the unit in a container, the virtual Pi. sudo %s\n' "$0" >&2
+    printf '== NOT RUN without root: the unit in a container, the virtual Pi, and of the soak the \
+network. sudo %s\n' "$0" >&2
     exit
 fi
 printf '== scripts/appliance.sh --fast\n' >&2
