@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.test_conversation import SECOND, asked, find
-from tests.core.world import UNIX_S, World, voice
+from tests.core.world import SECOND, UNIX_S, World, asked, find, voice
 from tests.sim.openai_types import check_client_event
 from voiced.config import Config, Memory, Realtime, Turn
 from voiced.core.continuity import SUMMARY_S

@@ -4,11 +4,13 @@ import logging
 
 import pytest
 
+from tests.core.world import World, asked
 from voiced.config import Microphone
 from voiced.core.faults import FAULTS
 from voiced.core.health import Health
 from voiced.core.outbox import Outbox
-from voiced.events import ChannelLevel, ChannelLevels, Note
+from voiced.core.turn import TurnState
+from voiced.events import ChannelLevel, ChannelLevels, MemoryUsed, Note
 
 TALKING = ChannelLevel(-30.0, -12.0, 0, False)
 DEAD = ChannelLevel(-120.0, -120.0, 0, True)
@@ -85,3 +87,41 @@ def test_a_microphone_that_comes_back_is_judged_anew() -> None:
     patient.health.over("microphone")
     assert patient.health.faults == {}
     assert patient.health.channels is None
+
+
+# --- memory ------------------------------------------------------------------------------
+
+
+def used(world: World, share: float) -> None:
+    world.give(MemoryUsed(256 * share, 256.0, world.now))
+
+
+def test_too_much_memory_starts_it_anew_when_nobody_talks() -> None:
+    world = World()
+    world.run(700)
+    asked(world, world.now + 2)
+    used(world, 0.9)
+    assert world.exits == []
+    assert "256 MB" in world.statuses[-1]
+    world.until_state(TurnState.IDLE)
+    used(world, 0.9)
+    assert world.exits == [75]
+
+
+def test_enough_memory_is_no_fault_and_its_end_is_seen() -> None:
+    world = World()
+    world.run(700)
+    used(world, 0.5)
+    assert "memory-high" not in world.core._health.faults
+    used(world, 0.9)
+    used(world, 0.5)
+    assert "memory-high" not in world.core._health.faults
+
+
+def test_what_is_too_much_from_the_start_is_no_reason_to_start_for_ever() -> None:
+    world = World()
+    used(world, 0.95)
+    world.run(60)
+    used(world, 0.95)
+    assert world.exits == []
+    assert "memory-high" in world.core._health.faults

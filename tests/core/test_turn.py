@@ -6,7 +6,7 @@ import pytest
 
 from tests.core.world import World, tapped, voice
 from voiced.config import Config
-from voiced.core import conversation
+from voiced.core import talk
 from voiced.core.conversation import Conversation
 from voiced.core.faults import FAULTS
 from voiced.core.link import LinkState
@@ -93,7 +93,7 @@ def test_every_cause_is_used() -> None:
 
 def test_every_action_is_used_and_carried_out() -> None:
     assert {action for row in TABLE.values() for _, action in row.values()} == set(Action)
-    assert set(conversation._ACTIONS) == set(Action)
+    assert set(talk._ACTIONS) == set(Action)
 
 
 def test_no_two_names_read_the_same() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from voiced.config import Config
+from voiced.config import Config, Turn
 from voiced.core import earcons
 from voiced.core.conversation import Conversation
 from voiced.core.faults import FAULTS
@@ -79,6 +79,11 @@ def voice(seconds: float, seed: int = 1) -> Samples:
     buzz = sum(np.sin(k * phase + rng.uniform(0, 6)) / k for k in range(1, 40))
     syllables = 0.6 + 0.4 * np.sin(2 * np.pi * 4 * np.arange(frames) / WIRE_RATE)
     return np.asarray(3000 * buzz * syllables, np.int16)
+
+
+LOCAL = Config(turn=Turn(end="local"))
+QUESTION = voice(1.5)
+SECOND = voice(1.5, seed=2)
 
 
 class World:
@@ -348,6 +353,38 @@ def tapped(world: World) -> World:
     world.run(4)
     world.tap(105.0)
     return world
+
+
+def asked(world: World, at: float = 105.0, *, hold: bool = False) -> World:
+    """Run until the answer to one question sounds."""
+    world.run(at - world.now - 1)
+    world.press(at)
+    world.say(QUESTION, at + 0.2)
+    world.release(at + 1.9 if hold else at + 0.1)
+    return world.until_state(TurnState.SPEAKING)
+
+
+def find(needle: np.ndarray, haystack: np.ndarray) -> int:
+    """Where the one is in the other, by correlation; -1 if it is not."""
+    spectrum = np.fft.rfft(haystack.astype(float), 2 * len(haystack))
+    other = np.fft.rfft(needle.astype(float), 2 * len(haystack))
+    match = np.fft.irfft(spectrum * np.conj(other))[: len(haystack)]
+    place = int(np.argmax(match))
+    part = haystack[place : place + len(needle)].astype(float)
+    if len(part) < len(needle):
+        return -1
+    likeness = part @ needle / (np.linalg.norm(part) * np.linalg.norm(needle.astype(float)) + 1)
+    return place if likeness > 0.95 else -1
+
+
+def count_of(needle: np.ndarray, haystack: np.ndarray) -> int:
+    """How often it is in there, one after the other."""
+    times = 0
+    while (place := find(needle, haystack)) >= 0:
+        times += 1
+        haystack = haystack.copy()
+        haystack[place : place + len(needle)] = 0
+    return times
 
 
 class Speaker:

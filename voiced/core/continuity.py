@@ -45,6 +45,10 @@ class Continuity:
         life_s = lifetime_s(expires_at, session.server_time)
         self._timers.set("recycle", self._outbox.now + RECYCLE_SHARE * life_s)
 
+    def grown_old(self, session: Session) -> None:
+        """It is near the end of its life."""
+        session.old = True
+
     def tell(self, session: Session) -> None:
         """Tell a session what was said before it, once, ahead of the first audio."""
         if session.told:

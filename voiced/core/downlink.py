@@ -10,7 +10,7 @@ from voiced.core.answer import Answer, Piece, Responses
 from voiced.core.outbox import Outbox
 from voiced.core.playhead import Heard
 from voiced.core.timers import Timers
-from voiced.events import WIRE_RATE, EndPlay, Flush, Flushed, Play
+from voiced.events import WIRE_RATE, Duck, EndPlay, Flush, Flushed, Play
 
 DELETE_S = 2.0
 """How long a delete waits for the end of the response it belongs to."""
@@ -42,6 +42,8 @@ class Downlink:
         self._outbox = outbox
         self._timers = timers
         self.epoch = 0
+        self.ducked = False
+        """What is played now is lowered."""
         self._cut: _Cut | None = None
 
     @property
@@ -119,6 +121,7 @@ class Downlink:
         """Take back all that was asked for or sounds. The flush comes first: everything else can
         wait a millisecond."""
         live = self.responses.take_back()
+        self.ducked = False  # what is played next begins as loud as ever
         if self.responses.has_doomed:
             self._timers.set("doomed", self._outbox.now + DOOMED_S)
         if live:
@@ -190,6 +193,13 @@ class Downlink:
     def started(self, at: float) -> None:
         """The live answer began to sound."""
         self._sounds_since = at
+        self._outbox.note("sound", "first sample to the speaker", logging.DEBUG)
+
+    def duck(self, on: bool) -> None:
+        """Lower what is played, or raise it again."""
+        if on is not self.ducked:
+            self.ducked = on
+            self._outbox.add(Duck(on))
 
     def seconds_heard(self, now: float) -> float:
         """Since the start; of the answer that sounds now by the clock, not by the device."""

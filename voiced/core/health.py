@@ -8,7 +8,13 @@ from voiced.config import Microphone
 from voiced.core.channels import Channels
 from voiced.core.faults import FAULTS
 from voiced.core.outbox import Outbox
-from voiced.events import ChannelLevels
+from voiced.events import ChannelLevels, MemoryUsed, Restart
+
+MEMORY_SHARE = 0.8
+"""Of what the unit allows: beyond that the kernel would end us in mid-sentence."""
+
+SETTLED_S = 600.0
+"""A process that needs so much within ten minutes would need it again after a new start."""
 
 
 class Health:
@@ -18,6 +24,7 @@ class Health:
         self.faults: dict[str, str] = {}
         """Name of a present fault -> detail."""
         self._settings, self._outbox = microphone, outbox
+        self._began_at = outbox.now
         self._channels = Channels(microphone)
 
     def __repr__(self) -> str:
@@ -65,6 +72,15 @@ class Health:
             if self.faults.pop(name, None):
                 text = f"no longer: {FAULTS[name].status}"
                 self._outbox.note("fault-over", text, logging.INFO, fault=name)
+
+    def memory(self, event: MemoryUsed, *, talking: bool) -> None:
+        """Better a new start while nobody talks than the kernel's in mid-sentence."""
+        if event.used_mb <= MEMORY_SHARE * event.limit_mb:
+            self.forget("memory-high")
+            return
+        self.set("memory-high", f"{event.used_mb:.0f} of {event.limit_mb:.0f} MB")
+        if not talking and self._outbox.now - self._began_at > SETTLED_S:
+            self._outbox.add(Restart(FAULTS["memory-high"].exit_code or 0))
 
     def why_deaf(self) -> tuple[str, str] | None:
         """Why no turn can be taken, and the earcon of it; None if one can."""

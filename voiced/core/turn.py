@@ -1,7 +1,7 @@
 """The conversation's state table. Every rule for who may follow whom stands here and nowhere else.
 
 A turn machine knows states and causes. What a cause means in bytes, and what each action does,
-is `conversation.py`'s; what is not in the table does not happen: an unlisted cause that comes
+is `talk.py`'s; what is not in the table does not happen: an unlisted cause that comes
 from the server is late or new and changes nothing, an unlisted local one is our own bug.
 `docs/architecture.md` is drawn from this table by a test.
 """

@@ -15,7 +15,7 @@ from voiced.core.outbox import Outbox
 from voiced.core.session import Asked, Session
 from voiced.core.timers import Timers
 from voiced.core.utterance import Utterance
-from voiced.events import WIRE_RATE, Samples, Send
+from voiced.events import BLOCK_MS, WIRE_RATE, Samples, Send
 
 CONFIRM_S = 2.0
 """A session.update is answered within a round trip (0.1-0.3 s seen). Without
@@ -23,6 +23,19 @@ one the turn is committed by us: nobody shall wait for a formality."""
 
 UNHEARD_S = 2.0
 """All audio is out and the server has still not ended the turn: it is a second or more late."""
+
+SILENT_S = 5.0
+"""A server answers within a round trip; the kernel finds a dead line within 5 s of the words."""
+
+GRACE_S = 0.04
+"""After the gate closed, the server's own end of speech is given this long before zeros help."""
+
+UNDECIDED_S = 6.0
+"""A server that ends turns by what it understands waits for 4 s of silence at most (its medium
+eagerness); the gate closed `turn.silence_ms` after the speech. The rest is a slow network's."""
+
+TAIL_S = 0.1
+"""After a release, the last block is awaited this long: one period and a card's own delay."""
 
 STALE_S = 30.0
 """What was said longer ago is not sent any more when the link is back: the user is told."""
@@ -36,6 +49,11 @@ CHUNK_FRAMES = WIRE_RATE // 5
 IN_FLIGHT_FRAMES = WIRE_RATE
 """1 s: the most that is handed to the socket and not yet taken by it. The rest waits in the
 utterance, where mute can still wipe it and a new session can send it again."""
+
+STALLED_S = 5.0
+"""A socket that took audio takes more within this time: as long as the kernel waits for a peer that
+acknowledges nothing. A line that is merely slow takes some all the time and is not given up: the
+next one would be as slow, and get all of it again."""
 
 
 @dataclass(slots=True)
@@ -78,7 +96,7 @@ class Turn:
 
 
 class Uplink:
-    """Owns the session and the current turn's audio."""
+    """Owns the session, the current turn's audio and the deadlines of its end."""
 
     def __init__(self, config: Config, outbox: Outbox, timers: Timers) -> None:
         self.config = config
@@ -115,6 +133,46 @@ class Uplink:
             self.turn.padded = True
             self.turn.utterance.pad(WIRE_RATE * self.config.turn.silence_ms // 1000)
 
+    def resume(self) -> None:
+        """Somebody speaks, or speaks on."""
+        self._timers.cancel("grace", "unheard", "silent", "stale", "undecided")
+        self.turn.collecting = True
+        self.turn.padded = False
+
+    def await_end(self) -> None:
+        """The gate closed: the silence is out, too. If the server does not see it, zeros help; one
+        that goes by the meaning hears the room until it has made up its mind."""
+        self.turn.collecting = by_meaning = self.by_meaning
+        self._timers.set("stale", self._outbox.now + STALE_S)
+        if by_meaning:
+            self._timers.set("undecided", self._outbox.now + UNDECIDED_S)
+        else:
+            self._timers.set("grace", self._outbox.now + GRACE_S)
+
+    def go_on(self) -> None:
+        """The turn was closed at the server, and is not over."""
+        turn = self.turn
+        turn.ended = turn.ending = turn.spent = False
+        turn.server_heard = True
+        if not turn.collecting:
+            self.await_end()
+
+    def end(self) -> bool:
+        """The turn is over. True if all of it is here; else its last blocks are awaited."""
+        turn = self.turn
+        self._timers.cancel("grace", "unheard", "gateless", "undecided")
+        self._timers.set("stale", self._outbox.now + STALE_S)
+        turn.forced |= self.by_meaning  # seconds of silence would have to convince it
+        if turn.released_at is not None:
+            self._timers.set("tail", self._outbox.now + TAIL_S)
+        return turn.released_at is None
+
+    def tail_over(self) -> None:
+        """The last blocks before the release are late. What was not heard may hold a word."""
+        turn = self.turn
+        released_at = turn.released_at or self._outbox.now
+        turn.faint |= turn.collected_until < released_at - BLOCK_MS / 1000
+
     def end_collecting(self) -> None:
         """All of the turn is collected."""
         self.turn.collecting = False
@@ -124,8 +182,12 @@ class Uplink:
             self.pad()
 
     def rewind(self) -> None:
-        """The session that had the turn is gone: nothing of it counts as sent."""
+        """The session that had the turn is gone: nothing of it counts as sent. What has pauses in
+        it goes out as one commit: sent in a burst, the server's VAD would split it there."""
         turn = self.turn
+        self._timers.cancel("grace", "unheard")
+        pauses = self.config.gate.enabled or turn.server_heard or turn.held
+        turn.replay = turn.replay or bool(pauses)
         turn.utterance.rewind()
         turn.cleared = turn.appended = turn.ended = turn.padded = turn.server_heard = False
 
@@ -231,8 +293,15 @@ class Uplink:
             turn.appended = True
             session.frames_in_flight += frames
             self.frames_sent += frames
+        if session.frames_in_flight and "stalled" not in self._timers:
+            self._timers.set("stalled", self._outbox.now + STALLED_S)
         closing = (turn.ending or turn.padded) and not turn.ended
         return closing and not turn.collecting and not turn.utterance.unsent_frames
+
+    def taken(self, frames: int) -> None:
+        """The socket has taken so much of what it was handed."""
+        self.session.frames_in_flight = max(0, self.session.frames_in_flight - frames)
+        self._timers.cancel("stalled")
 
     def close_turn(self) -> bool:
         """Close the turn at the server: commit, or wait for its VAD, which has its silence now.
@@ -248,3 +317,24 @@ class Uplink:
         self._timers.cancel("stale")
         self._outbox.send(self._outbox.encode.commit())
         return True
+
+    # --- a server that does not end it ---------------------------------------------------
+
+    def unheard(self) -> bool:
+        """The server has all of it and its silence, and did not end the turn. Did it hear no word,
+        or was there nobody to hear? A link that is half open tells nothing: so we ask. True if it
+        did hear: then the turn is ended by us."""
+        if self.turn.server_heard:
+            self.turn.forced = True
+        elif "silent" not in self._timers:
+            self.clear()
+            self._timers.set("silent", self._outbox.now + SILENT_S)
+        return self.turn.server_heard
+
+    def undecided(self) -> bool:
+        """The server should have known long ago whether that was all. True as for `unheard`."""
+        if self.turn.appended:
+            return self.unheard()
+        # It is still being dialled: the server knows nothing yet.
+        self._timers.set("undecided", self._outbox.now + UNDECIDED_S)
+        return False
