@@ -18,7 +18,7 @@ from tests.fuzz import weight
 from tests.fuzz.frames import ITEM, RESPONSE, USER_ITEM
 from voiced.config import Config, Turn
 from voiced.core.answer import LONGEST_ANSWER_S, MOST_DELTAS, MOST_PARTS
-from voiced.core.memory import LINES
+from voiced.core.memory import LINE_CHARACTERS, LINES, SUMMARY_CHARACTERS
 from voiced.core.turn import TurnState
 from voiced.edge.control import MAX_BEHIND
 from voiced.events import (
@@ -123,7 +123,10 @@ class Siege(World):
         assert weight(core) < MOST_HELD + 2 * core._up.turn.utterance.frames
         assert len(json.dumps(core.snapshot())) < MAX_BEHIND // 4
         assert core._up.turn.utterance.frames <= (core._config.turn.longest_s + 5) * WIRE_RATE
-        assert len(core.continuity.memory._lines) <= LINES
+        memory = core.continuity.memory
+        assert len(memory._lines) <= LINES
+        assert all(len(line.text) <= LINE_CHARACTERS for line in memory._lines)
+        assert len(memory._summary) <= SUMMARY_CHARACTERS
         if live := core._down.live:
             assert live.frames_received <= LONGEST_ANSWER_S * WIRE_RATE
             assert live._deltas <= MOST_DELTAS

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -81,10 +83,13 @@ def test_between_two_lines_of_a_flood_everybody_else_has_his_turn(tmp_path: Path
 
         daemon.control._handle = handle
         turn()
+        began = time.monotonic()
         async with connected(daemon.path) as client:
             client.send(b'{"command":"x"}\n' * 50)
             await until(lambda: len(seen) == 50)
         assert len(set(seen)) == 50
+        assert time.monotonic() - began >= 49 * control.PAUSE_S
+        assert control.PAUSE_S >= 0.01
 
     serve(tmp_path, talk)
 
@@ -115,6 +120,19 @@ def test_a_flood_waits_in_the_socket_and_not_in_memory(tmp_path: Path) -> None:
         for flooder in flooders:
             flooder.close()
         await until(lambda: not daemon.control._clients)
+
+    serve(tmp_path, talk)
+
+
+def test_a_crowd_is_turned_away_and_told(tmp_path: Path) -> None:
+    async def talk(daemon: Daemon) -> None:
+        async with contextlib.AsyncExitStack() as crowd:
+            for number in range(3 * MAX_CLIENTS):
+                client = await crowd.enter_async_context(connected(daemon.path))
+                told = await client.receive()
+                assert ("snapshot" in told) == (number < MAX_CLIENTS)
+                assert len(daemon.control._clients) <= MAX_CLIENTS
+        await serves(daemon)
 
     serve(tmp_path, talk)
 

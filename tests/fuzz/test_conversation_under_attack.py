@@ -10,17 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.world import voice
 from tests.fuzz import examples, patient, weight
 from tests.fuzz.frames import CODES, ITEM, RESPONSE, damaged, frames
 from tests.fuzz.siege import DEVICES, WORDS, Siege, audio
 from voiced.config import Config, Gate, Memory, Microphone, Turn
+from voiced.core.answer import LONGEST_ANSWER_S, MOST_PARTS
 from voiced.core.faults import FAULTS
 from voiced.core.turn import TurnState
 from voiced.events import (
+    WIRE_RATE,
     ButtonEdge,
     ChannelLevel,
     ChannelLevels,
@@ -35,6 +39,7 @@ from voiced.events import (
     PlaybackDrained,
     Reconfigured,
 )
+from voiced.sim.realtime_session import Script
 
 CONFIGS = [
     Config(turn=turn, gate=gate, microphone=microphone, memory=memory)
@@ -257,6 +262,10 @@ ENDLESS: dict[str, Callable[[int], str]] = {
         "response.output_audio_transcript.delta",
         **{"response_id": "resp_DkF2aa01", "item_id": f"{LONG}{n}", "delta": 3_000 * "ä"},
     ),
+    "more words": lambda n: event(
+        "response.output_audio_transcript.delta",
+        **{"response_id": RESPONSE, "item_id": "item", "delta": 3_000 * "ä"},
+    ),
     "what was said": lambda n: event(
         "conversation.item.input_audio_transcription.completed",
         **{"item_id": "item_DkF2ua01", "transcript": f"{n}" + 3_000 * "ä"},
@@ -295,30 +304,212 @@ def test_what_never_ends_fills_nothing(kind: str, state: TurnState) -> None:
 
 
 @pytest.mark.parametrize(
-    "delta",
+    ("delta", "bound"),
     [
-        lambda n: audio(RESPONSE, ITEM, 24_000),  # too long
-        lambda n: audio(RESPONSE, f"item_{n}", 1, n // 1_000, n % 1_000),  # too many parts
-        lambda n: audio(RESPONSE, ITEM, 1, n % 3),  # too many pieces
+        (lambda n: audio(RESPONSE, ITEM, WIRE_RATE), LONGEST_ANSWER_S - 2),
+        (lambda n: audio(RESPONSE, f"item_{n}", 1, n // 1_000, n % 1_000), MOST_PARTS - 2),
+        (lambda n: audio(RESPONSE, ITEM, 1, n % 3), 3_000 - 20),
     ],
     ids=["sound", "parts", "pieces"],
 )
 def test_an_answer_without_end_is_cut_and_what_still_comes_is_dropped(
-    delta: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+    delta: Callable[[int], str], bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voiced.core.answer.MOST_DELTAS", 3_000)
     siege = Siege(CONFIGS[0], 0, 0.0)
     siege.run(3.5)
     TAP(siege)
     SPEAK(siege)
     siege.until_state(TurnState.SPEAKING)
+    if bound > 1_000:  # sixty thousand take a minute
+        monkeypatch.setattr("voiced.core.answer.MOST_DELTAS", 3_000)
     monkeypatch.setattr(siege._speaker, "play", lambda samples, epoch, now: False)
     live = siege.core._down.live
     assert live is not None
+    taken = 0
     for n in range(3_500):
         siege.send(delta(n).replace(RESPONSE, live.response_id))
+        taken += siege.core._down.live is live
+    siege.check()
+    assert bound <= taken <= bound + 20
     assert [note.name for note in siege.notes].count("too-long") == 1
     assert siege.core.state is TurnState.LISTENING
     assert siege.core.snapshot()["counters"]["late_deltas"] > 100
     monkeypatch.undo()
     siege.relent()
+
+
+# --- one at a time ---------------------------------------------------------------------------
+
+
+def in_state(state: TurnState) -> Siege:
+    siege = Siege(CONFIGS[0], 0, 0.0)
+    siege.run(3.5)
+    if state is not TurnState.IDLE:
+        TAP(siege)
+        if state is not TurnState.LISTENING:
+            siege.say(WORDS, siege.now + 0.2)
+        siege.until_state(state)
+        siege.run(until=lambda: siege.core._up.session.configured)
+    return siege
+
+
+NONSENSE = ["", "{", "[]", "null", '{"type": 1}', '{"type": "error"}', 200_000 * "[", b"{}", "NaN"]
+
+
+@pytest.mark.parametrize("frame", NONSENSE, ids=lambda frame: repr(frame)[:20])
+@pytest.mark.parametrize("state", [TurnState.LISTENING, TurnState.SPEAKING])
+def test_nonsense_is_counted_once_said_once_and_changes_nothing(
+    state: TurnState, frame: str | bytes
+) -> None:
+    siege = in_state(state)
+    notes = len(siege.notes)
+    siege.send(frame, stale=True)
+    for n in (1, 2, 3):
+        siege.send(frame)
+        assert siege.core.snapshot()["counters"]["nonsense"] == n
+    said = [note for note in siege.notes[notes:] if note.level >= logging.WARNING]
+    assert [note.name for note in said] == ["nonsense"]
+    assert siege.core.state is state
+    siege.relent()
+
+
+def test_news_are_counted_and_change_nothing() -> None:
+    siege = in_state(TurnState.SPEAKING)
+    for n in (1, 2, 3):
+        siege.send(ENDLESS["news"](n))
+        assert siege.core.snapshot()["counters"]["unknown_events"] == n
+    assert siege.core.state is TurnState.SPEAKING
+
+
+NEVER_WERE: dict[str, str] = {
+    "said": event(
+        "conversation.item.input_audio_transcription.completed", item_id="never", transcript="x"
+    ),
+    "answered": event(
+        "response.output_audio_transcript.delta", response_id="never", item_id="never", delta="x"
+    ),
+    "sounded": audio("never", "never", 2_400),
+    "sounded out": event("response.output_audio.done", response_id="never", item_id="never"),
+    "summarised": event("response.output_text.done", response_id="never", text="x"),
+    "ended": event("response.done", response={"id": "never", "status": "completed"}),
+    "deleted": event("conversation.item.deleted", item_id="never"),
+    "cut": event("conversation.item.truncated", item_id="never", audio_end_ms=-1),
+    "updated": event("session.updated", session={"audio": {"input": {"turn_detection": None}}}),
+}
+
+
+@pytest.mark.parametrize("kind", NEVER_WERE)
+@pytest.mark.parametrize("state", [TurnState.IDLE, TurnState.LISTENING, TurnState.SPEAKING])
+def test_of_what_never_was_nothing_is_heard_sent_or_remembered(state: TurnState, kind: str) -> None:
+    siege = in_state(state)
+    siege.script = Script(answer=voice(1.5))
+    lines = list(siege.core.continuity.memory._lines)
+    sent, live = len(siege.sent), siege.core._down.live
+    received = live.frames_received if live else 0
+    for _ in range(3):
+        siege.send(NEVER_WERE[kind])
+    assert siege.core.state is state
+    assert siege.core.continuity.memory._lines == lines
+    assert not siege.core.continuity.memory._summary
+    assert siege.core._down.live is live
+    assert (live.frames_received if live else 0) == received
+    assert [e["type"] for _, e in siege.sent[sent:] if "append" not in e["type"]] == []
+    siege.relent()
+
+
+@pytest.mark.parametrize("state", [TurnState.LISTENING, TurnState.HEARING, TurnState.SPEAKING])
+def test_an_answer_that_nobody_asked_for_is_cancelled_and_not_heard(state: TurnState) -> None:
+    siege = in_state(state)
+    for n in range(3):
+        response_id = f"uninvited_{n}"
+        sent = len(siege.sent)
+        siege.send(event("response.created", response={"id": response_id}))
+        cancels = [e for _, e in siege.sent[sent:] if e["type"] == "response.cancel"]
+        assert [each["response_id"] for each in cancels] == [response_id]
+        late = siege.core.snapshot()["counters"]["late_deltas"]
+        siege.send(audio(response_id, f"item_{n}", 2_400))
+        assert siege.core.snapshot()["counters"]["late_deltas"] == late + 1
+        assert siege.core.state is state
+    siege.relent()
+
+
+def test_an_answer_that_was_taken_back_before_it_came_is_not_heard() -> None:
+    siege = Siege(CONFIGS[0], 0, 0.0)
+    siege.run(3.5)
+    for _ in range(2):  # the second question takes the first one back
+        siege.say(voice(1.0), siege.now)
+        siege.press()
+        siege.run(1.0)
+        siege.release()
+        siege.run(until=lambda: siege.core._up.turn.ended)
+        siege.server = None  # it is late
+    for name in ("first", "second", "third"):
+        siege.send(event("response.created", response={"id": name}))
+    cancels = [each["response_id"] for each in siege.events("response.cancel")]
+    assert cancels == ["first", "third"]
+    live = siege.core._down.live
+    assert live is not None
+    assert live.response_id == "second"
+    siege.relent()
+
+
+@pytest.mark.parametrize("wait_s", [0.05, 0.3, 0.5, 0.8, 1.2, 2.0])
+@pytest.mark.parametrize("reached", [True, False], ids=["reached", "unreachable"])
+@pytest.mark.parametrize("released", [True, False], ids=["released", "held"])
+def test_of_what_was_said_before_a_mute_nothing_leaves_after_it(
+    wait_s: float, reached: bool, released: bool
+) -> None:
+    siege = Siege(CONFIGS[0], 0, 0.0)
+    siege.run(3.5)
+    if not reached:
+        siege.refuse_until = siege.now + 3
+    siege.press()
+    siege.say(voice(3.0), siege.now)
+    siege.run(0.6)
+    if released:
+        siege.release()
+    siege.run(wait_s)
+    siege.command("mute")
+    siege.run(0.01)
+    assert not siege.core._up.turn.utterance.unsent_frames
+    assert not bytes(siege.core._up.turn.utterance._pcm).strip(b"\0")
+    if not released:
+        siege.release()
+    siege.run(6)  # the siege looks at all that is sent
+    siege.command("unmute")
+    sent = len(siege.appended())
+    siege.run(3)
+    assert len(siege.appended()) == sent
+    siege.relent()
+
+
+def test_what_was_committed_before_a_mute_is_not_sent_again_after_it() -> None:
+    siege = Siege(CONFIGS[0], 0, 0.0)
+    siege.run(3.5)
+    siege.say(voice(1.0), siege.now)
+    siege.press()
+    siege.run(1.0)
+    siege.release()
+    siege.run(until=lambda: siege.core._up.turn.ended)
+    siege.server = None  # it never answers
+    siege.command("mute")
+    siege.run(0.01)
+    assert not siege.core._up.turn.utterance.frames
+    siege.drop_link()
+    siege.run(6)  # the siege looks at all that is sent
+    siege.relent()
+
+
+def test_no_preroll_reaches_back_over_a_mute() -> None:
+    siege = Siege(CONFIGS[0], 0, 0.0)
+    siege.run(3.5)
+    siege.say(voice(0.5), siege.now)
+    siege.run(0.5)
+    siege.command("mute")
+    siege.run(0.04)
+    siege.command("unmute")
+    siege.press()
+    siege.run(1.0)
+    siege.release()
+    siege.run(1.0)
+    assert not np.any(np.abs(siege.appended()) > 500)  # the room's noise is 30, a voice 3000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from tests.fuzz import examples, patient, weight
-from tests.fuzz.frames import EVENTS, frames
+from tests.fuzz.frames import EVENTS, as_text, frames
 from voiced.core import realtime
 from voiced.core.realtime import Nonsense, Other, decode
 
@@ -20,6 +21,7 @@ READ = tuple(kind for kind in realtime._TYPES.values()) + (realtime.AudioDelta, 
 FREE_TEXTS = {"transcript", "delta", "text", "message", "detail"}
 """What is read once and shortened; all else may be kept."""
 
+DELTA = "response.output_audio.delta"
 MEGABYTE = 2**20
 
 
@@ -50,6 +52,68 @@ def test_any_frame_is_one_value_and_never_an_exception(frame: str | bytes) -> No
         assert said.samples.ndim == 1
         assert said.output_index >= 0
         assert said.content_index >= 0
+
+
+_PLAIN = {"response_id": "r", "item_id": "i", "delta": "AAAAAAAA"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {**_PLAIN, index: value}
+            for index in ("output_index", "content_index")
+            for value in (-1, -(2**63), 1_000, 2**64, 10**400, 0.5, "0", None)
+        ),
+        *(
+            {**_PLAIN, "delta": text}
+            for text in ("AAA", "AAAA AAAA", "AAAAAAAA\n", "====", "ÄÖÜß", "AAAAAAAA-_")
+        ),
+        {**_PLAIN, "delta": "AAAA"},  # a sample and a half
+        {**_PLAIN, "delta": 0},
+        {**_PLAIN, "delta": None},
+        {**_PLAIN, "item_id": 257 * "x"},
+        {"item_id": "i", "delta": "AAAAAAAA"},
+    ],
+    ids=repr,
+)
+def test_sound_that_has_no_place_or_is_none_is_nonsense(wrong: dict[str, Any]) -> None:
+    assert isinstance(decode(as_text({"type": DELTA, **_PLAIN})), realtime.AudioDelta)
+    assert isinstance(decode(as_text({"type": DELTA, **wrong})), Nonsense)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "01", "9" * 5_000])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '{"type":"response.output_audio.delta","response_id":"r","item_id":"i","delta":"AAAAAAAA",'
+        '"output_index":%s}',
+        '{"type":"session.created","session":{"expires_at":%s}}',
+        '{"type":"rate_limits.updated","rate_limits":[{"reset_seconds":%s}]}',
+        '{"type":"response.done","response":{"id":"r","usage":{"total_tokens":%s}}}',
+    ],
+    ids=["index", "expiry", "limit", "tokens"],
+)
+def test_a_number_that_is_none_is_nonsense_or_finite(frame: str, number: str) -> None:
+    said = decode(frame % number)
+    if isinstance(said, realtime.SessionCreated):
+        assert math.isfinite(said.session.expires_at or 0.0)
+    elif isinstance(said, realtime.RateLimits):
+        assert math.isfinite(said.reset_s)
+    else:
+        assert isinstance(said, Nonsense)
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**31, 10**400, 0.5])
+def test_a_price_that_is_none_is_nonsense(tokens: float) -> None:
+    response = {"id": "r", "usage": {"input_tokens": tokens}}
+    assert isinstance(decode(as_text({"type": "response.done", "response": response})), Nonsense)
+
+
+def test_of_a_name_that_never_ends_the_beginning_is_kept() -> None:
+    said = decode(as_text({"type": "x" * MEGABYTE}))
+    assert isinstance(said, Other)
+    assert len(said.type) < 100
 
 
 @pytest.mark.parametrize("filler", ["{}", "[]", "0.5", '""', '{"a":[]}', '{"remaining":1}'])

@@ -20,6 +20,8 @@ from urllib.parse import quote
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.frames import Frame
+from websockets.protocol import Event
 from websockets.uri import WebSocketURI, parse_uri
 
 from voiced import __version__
@@ -61,6 +63,18 @@ MAX_UNSENT = 256
 """Frames queued for the socket. The core keeps audio to 1 s, so this is never reached; if it is,
 the socket takes nothing and is given up as stalled."""
 
+SHORT_BYTES, MOST_SHORT = 16, 10_000
+"""A frame this short holds no event, and a connection may bring so many: a ping a second for the
+hour that a session lasts, and as much again. Pings, or the empty fragments of one message, came
+131,072 at a time and held the loop for seconds; here they end the connection."""
+
+MOST_UNREAD_BYTES = 2**20
+"""Of ours, by the server. We wait for it from 64 kB on; what the library says to its pings does
+not, and was 11 MB before TCP gave up."""
+
+PIECE_BYTES = 4096
+"""Parsed before the short ones are counted."""
+
 LAST_PLAUSIBLE = datetime(2046, 1, 1, tzinfo=UTC)
 """Twenty years after this release: a clock beyond it is wrong, and no certificate has expired."""
 
@@ -71,6 +85,30 @@ Address = tuple[Any, ...]
 
 LookUp = Callable[..., list[Address]]
 """`socket.getaddrinfo`, or what stands for it."""
+
+
+class _Connection(ClientConnection):
+    """Hangs up on a server that floods us with frames that say nothing, and on one that stays when
+    the WebSocket is over: the library would wait for it to hang up first."""
+
+    _short = 0
+    _over = False
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + PIECE_BYTES])
+            unread = self.transport.get_write_buffer_size()
+            if self._short > MOST_SHORT or unread > MOST_UNREAD_BYTES:
+                self.transport.abort()
+        if self.protocol.close_expected() and not self._over:
+            self._over = True
+            self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+    def process_event(self, event: Event) -> None:
+        self._short += isinstance(event, Frame) and len(event.data) < SHORT_BYTES
+        super().process_event(event)
 
 
 class _NoRedirects(connect):
@@ -181,6 +219,7 @@ class Link:
                     additional_headers={"Authorization": f"Bearer {key.reveal()}"} if key else {},
                     user_agent_header=f"voiced/{__version__}",
                     ssl=context,
+                    create_connection=_Connection,
                     proxy=None,
                     compression=None,
                     max_size=MAX_FRAME_BYTES,

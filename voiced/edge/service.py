@@ -103,6 +103,7 @@ def set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("websockets").setLevel(logging.WARNING)  # at DEBUG it logs headers
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a dead socket
 
 
 def _journal_reads_us() -> bool:
