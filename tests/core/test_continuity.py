@@ -308,6 +308,14 @@ def test_an_age_below_zero_is_that_of_a_wrong_clock_and_counts_as_none() -> None
     assert restarted(world.kept[0] or b"", -1e6).continuity.memory
 
 
+def test_what_is_forgotten_in_mid_talk_is_not_written_first() -> None:
+    world = asked(World(KEPT))
+    world.until_state(TurnState.SPEAKING)
+    world.command("forget")
+    world.run(1)
+    assert world.kept == [None]
+
+
 def test_keeping_that_is_switched_off_erases_what_was_kept() -> None:
     world = to_idle(asked(World(KEPT)))
     world.give(Reconfigured(Config(), world.now))

@@ -210,8 +210,8 @@ class Conversation:
 
     def _forget(self) -> str | None:
         """A new conversation: the server's memory of it goes with the session."""
+        self.continuity.forget()  # first: who hangs up has it kept
         self._hang_up()
-        self.continuity.forget()
         return None
 
     # --- server and speaker --------------------------------------------------------------
