@@ -74,8 +74,8 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class MicrophoneBlock:
-    """`BLOCK_FRAMES` samples; the last of them was captured at `at`, some milliseconds more or less,
-    but always later than the last of the block before. Zeros while muted.
+    """`BLOCK_FRAMES` samples; the last of them was captured at `at`, within some milliseconds, and
+    always later than the last of the block before. Zeros while muted.
 
     `played` is what left our own speaker in that time, as many samples; None if nothing did.
     With `microphone.echo = "cancel"` its echo has been taken out of `samples`, unless `aligning`:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import answers, cost, echo, ends, gate, silence, words
+from tests.bench import answers, cost, echo, ends, gate, silence, words, writes
 from tests.bench.sabotage import SABOTAGES
 from tests.bench.stage import Scenario, Stage, circumstances
 from tests.bench.table import as_json, table
@@ -34,6 +34,12 @@ def _of_rooms(stage: Stage) -> None:
         stage.rows[row.name] = row
 
 
+def _of_a_day(stage: Stage) -> None:
+    """What is written to the disk in a simulated day, without a daemon."""
+    for row in writes.rows():
+        stage.rows[row.name] = row
+
+
 SCENARIOS: dict[str, tuple[Scenario, ...]] = {
     "silence": (silence.presses, silence.commands, silence.click),
     "speech-over": (silence.speech_over,),
@@ -43,6 +49,7 @@ SCENARIOS: dict[str, tuple[Scenario, ...]] = {
     "cost": (cost.cost, cost.with_canceller),
     "gate": (_of_recordings,),
     "echo": (_of_rooms,),
+    "writes": (_of_a_day,),
 }
 """Name -> what is done. Each takes a minute or two."""
 
