@@ -451,6 +451,47 @@ def test_an_address_that_leads_nowhere_does_not_delay_the_next(
     asyncio.run(run())
 
 
+def test_a_line_that_dropped_the_first_knock_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect_in_truth = links._connect
+    tried = []
+
+    async def connect(address: links.Address) -> socket.socket:
+        tried.append(address)
+        if len(tried) <= 3:
+            await asyncio.Event().wait()
+        return await connect_in_truth(address)
+
+    monkeypatch.setattr(links, "_connect", connect)
+    monkeypatch.setattr(links, "KNOCK_AGAIN_S", 0.01)
+
+    async def run() -> None:
+        async with peer() as server, linked() as (link, heard):
+            link.dial(1, settings(server.url), None)
+            await heard.next(LinkOpened)
+
+    asyncio.run(run())
+    assert len(tried) == 4
+
+
+def test_a_server_that_never_answers_is_knocked_at_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    async def connect(address: links.Address) -> socket.socket:
+        tried.append(address)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(links, "_connect", connect)
+    monkeypatch.setattr(links, "KNOCK_AGAIN_S", 0.001)
+    monkeypatch.setattr(links, "OPEN_TIMEOUT_S", 0.5)
+    assert fails("ws://192.0.2.1/v1/realtime").fault == "timeout"
+    assert len(tried) == links.MAX_KNOCKING
+
+
 def test_of_two_that_connect_the_second_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ResourceWarning an error, a socket forgotten fails the test."""
     both = asyncio.Event()

@@ -38,6 +38,11 @@ HEAD_START_S = 0.25
 """An address is tried alone for so long, then the next one beside it (RFC 8305, section 5): where
 IPv6 leads nowhere, IPv4 must not wait for it."""
 
+KNOCK_AGAIN_S, MAX_KNOCKING = 1.0, 16
+"""What a line drops of a connection's beginning, the kernel repeats after 1, 3 and 7 s: who dials
+just before the line is good again would wait for up to 4 s. So all addresses are tried again each
+second, beside those that still wait; at most so many wait, then no more are added."""
+
 MAX_LOOKUPS = 8
 """Of names, that hang at once; one more fails as not found. Resolvers that said nothing held one
 for 10 s (a single one) to 56 s (three, and a search domain), and a dial comes every 10 s."""
@@ -369,7 +374,8 @@ class _Names:
 
 
 async def _reach(addresses: list[Address]) -> socket.socket:
-    """Connect to the address that answers first; the others are given up.
+    """Connect to the address that answers first; the others are given up. While none answers, they
+    are tried again and again: the caller has a deadline.
 
     Raises:
         OSError: none did. Where reasons differ, one that is not for want of an address of ours:
@@ -384,9 +390,11 @@ async def _reach(addresses: list[Address]) -> socket.socket:
                 attempts.add(asyncio.create_task(_connect(waiting.popleft())))
             done, _ = await asyncio.wait(
                 attempts,
-                timeout=HEAD_START_S if waiting else None,
+                timeout=HEAD_START_S if waiting else KNOCK_AGAIN_S,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not (done or waiting) and len(attempts) < MAX_KNOCKING:
+                waiting.extend(addresses)
             for attempt in done:
                 attempts.remove(attempt)
                 try:
