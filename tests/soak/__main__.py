@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -18,9 +19,10 @@ from pathlib import Path
 from statistics import median
 
 from tests.soak.sabotage import SABOTAGES
-from tests.soak.scenes import SCENES, Broken, Scene, Trial
+from tests.soak.scenes import SCENES
 from tests.soak.stage import Stage, Verdict
 from tests.soak.table import FaultRow, Invariant, as_json, table
+from tests.soak.trial import Broken, Scene, Trial
 from tests.soak.unit import SAMPLE_S, Use, steps
 from voiced.sim.board import BoardError
 from voiced.sim.stand import StandError
@@ -38,6 +40,9 @@ RSS_MB, THREADS, DESCRIPTORS = 8.0, 1.0, 2.0
 """Growth from the first quarter of a life to its last. Memory: twice what was seen of three
 minutes, in which each kind of fault is met for the first time. Threads: one may look up a name. A
 descriptor more is that of a link, of which one may be open in the one and not in the other."""
+
+UNCOMPARED_PERCENT = 50.0
+"""Where the machine was too late to speak or to record. Beside a load of 8 it was a quarter."""
 
 LOST_MS = 30.0
 """The comparison is by pieces of 20 ms."""
@@ -59,14 +64,9 @@ class Soak:
 
     def can(self, scene: Scene) -> bool:
         """Whether it can be played here; notes why not."""
-        has, why = {
-            "": (True, ""),
-            "network": (self.stage.network.is_own, "needs root and network namespaces"),
-            "disk": (self.stage.disk_is_own, "needs the right to mount"),
-        }[scene.needs]
-        if not has:
+        if why := self.stage.lacks(scene.needs):
             self.not_injected[scene.name] = why
-        return has
+        return not why
 
     def play(self, scene: Scene) -> None:
         """One scene, from rest to rest. Raises StandError when there is no way back."""
@@ -141,6 +141,7 @@ class Soak:
         said = unit.log()
         return [
             Invariant("words lost or doubled", self._words(), 0, "turns"),
+            Invariant("words not compared", self._uncompared_percent(), UNCOMPARED_PERCENT, "%"),
             Invariant("sound that was not due", max(v.undue_ms for v in found), 0, "ms"),
             Invariant("sound of another answer", max(v.strange_ms for v in found), 0, "ms"),
             Invariant("audio left in the dark", sum(v.dark for v in found), 0, "appends"),
@@ -157,6 +158,10 @@ class Soak:
             Invariant("unexpected exceptions in its journal", said.count("Traceback"), 0),
             Invariant("own errors in its journal", said.count(" unlisted cause"), 0),
         ]
+
+    def _uncompared_percent(self) -> float:
+        unjudged = sum(v.unjudged for v in self.verdicts)
+        return 100 * unjudged / max(1, unjudged + sum(v.words for v in self.verdicts))
 
     def _words(self) -> float | None:
         if not any(v.words for v in self.verdicts):
@@ -210,6 +215,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = _arguments()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # clean up, whoever ends it
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.setswitchinterval(0.0005)
     by_name = {scene.name: scene for scene in SCENES}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import socket
 import ssl
 import subprocess
 import time
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 NAME = "realtime.soak.test"
+DNS_PORT = 53
 
 
 def _ip(*arguments: str) -> None:
@@ -40,6 +42,7 @@ class Network:
         here = os.getpid() % 250  # two soaks on one machine don't meet
         self._near = f"10.213.{here}"
         self._router = f"{self._near}.1"  # our end of the cable; the name server that isn't there
+        self._silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # a name server's
         self.host, self.address = NAME, f"10.214.{here}.1"
 
     def __enter__(self) -> Self:
@@ -47,7 +50,7 @@ class Network:
         # Read in the namespace in the place of the machine's own; written in place, for it is
         # the file itself that is seen there.
         (self._etc / "hosts").write_text("")
-        (self._etc / "resolv.conf").write_text(f"nameserver {self._router}\noptions timeout:1\n")
+        self._ask_for("options timeout:1")
         try:
             self._connect()
         except subprocess.CalledProcessError:
@@ -75,6 +78,7 @@ class Network:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def __exit__(self, *_: object) -> None:
+        self._silent.close()
         for command in (["link", "del", self._cable[0]], ["netns", "del", self._name]):
             subprocess.run(["ip", *command], capture_output=True, check=False)
         for file in ("hosts", "resolv.conf"):
@@ -98,6 +102,20 @@ class Network:
     def name_found(self, found: bool) -> None:
         """Whether the server's name has an address."""
         (self._etc / "hosts").write_text(f"{self.address} {NAME}\n" if found else "\n")
+
+    def _ask_for(self, options: str) -> None:
+        """How patiently the name server is asked."""
+        (self._etc / "resolv.conf").write_text(f"nameserver {self._router}\n{options}\n")
+
+    def name_answered(self, answered: bool) -> None:
+        """Whether the name server says anything, or is there and takes what it is asked in silence:
+        twice for five seconds, as it is asked on most machines."""
+        self._silent.close()
+        self._ask_for("options timeout:1" if answered else "options timeout:5 attempts:2")
+        if not answered:
+            self._silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._silent.bind((self._router, DNS_PORT))
+        self.name_found(answered)
 
     def move(self, to: int, *, and_route: bool = True) -> None:
         """Another address, as a router hands out after its restart: 2 to 254."""

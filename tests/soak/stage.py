@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
+from unittest import mock
 
 from tests.app.test_first_word import words
 from tests.soak import judge
@@ -27,7 +28,8 @@ from tests.soak.judge import Frame
 from tests.soak.network import Certificates, Network, NoNetwork, network
 from tests.soak.proxy import Proxy
 from tests.soak.unit import Life, Unit
-from voiced.sim import stand
+from voiced.sim import server, stand
+from voiced.sim.realtime_session import RealtimeSession
 from voiced.sim.rig import Rig
 from voiced.sim.server import SimOptions, SimServer
 from voiced.sim.stand import BUTTON_PIN, StandError
@@ -217,6 +219,15 @@ class Stage:
         with contextlib.suppress(AttributeError):
             self._streams.close()
 
+    def lacks(self, needs: str) -> str:
+        """Why what needs this can't be played here, or nothing."""
+        has, why = {
+            "": (True, ""),
+            "network": (self.network.is_own, "needs root and network namespaces"),
+            "disk": (self.disk_is_own, "needs the right to mount"),
+        }[needs]
+        return "" if has else why
+
     # --- what is seen ------------------------------------------------------------------------
 
     @property
@@ -322,7 +333,7 @@ class Stage:
         """Give it this configuration: the soak's own with these keys."""
         settings = copy.deepcopy(self.settings)
         for table, keys in changes.items():
-            settings[table] |= keys
+            settings.setdefault(table, {}).update(keys)
         self.unit.configure(settings)
         self.command("reload")
         time.sleep(0.3)
@@ -333,6 +344,17 @@ class Stage:
         """For the sessions to come."""
         options = replace(self.server.options, **changes)
         self.backstage.do(lambda: setattr(self.server, "options", options))
+
+    @contextmanager
+    def server_clock_off(self, seconds: float) -> Iterator[None]:
+        """Sessions that begin in here end, they say, by a clock that goes wrong; by that of the
+        connection's Date it is right."""
+
+        def session(*args: Any, unix_s: float, **more: Any) -> RealtimeSession:
+            return RealtimeSession(*args, unix_s=unix_s + seconds, **more)
+
+        with mock.patch.object(server, "RealtimeSession", session):
+            yield
 
     def session(self, do: Callable[[Any], Any]) -> None:
         """Something befalls the session that is open, if one is."""

@@ -6,21 +6,30 @@ import asyncio
 import base64
 import contextlib
 import json
+import random
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace as Namespace
 from typing import Any
 
+import alsaaudio
 import numpy as np
 import pytest
 
 from tests.app.test_first_word import words
 from tests.bench.figures import APPEND, DELTA, Samples
-from tests.soak import judge, sabotage
+from tests.soak import judge, pairs, sabotage
 from tests.soak.judge import Due, Frame
 from tests.soak.proxy import Proxy
 from tests.soak.scenes import SCENES
 from tests.soak.table import FaultRow, Invariant, as_json, table
 from tests.soak.unit import Lights, Use, steps
+from tests.systemd.inject import sitecustomize as inject
+from voiced.core import channels
+from voiced.core.faults import FAULTS
+from voiced.edge import pcm
+from voiced.edge.pcm import DeviceError
 from voiced.sim.stand import LIGHT_PINS
 from voiced.sim.wav import to_rate
 
@@ -87,6 +96,13 @@ def test_a_recording_with_a_gap_judges_nothing() -> None:
     assert judge.compare(sent_of(room(4.0)), tap, 1.0, 3.0) is None
 
 
+def test_words_that_were_spoken_with_a_hole_judge_nothing() -> None:
+    recording = room(4.0)
+    recording[2 * RATE : 2 * RATE + RATE // 50] = 0
+    tap: Any = Recording(recording)
+    assert judge.compare(sent_of(recording), tap, 1.0, 3.0) is None
+
+
 # --- sound ---------------------------------------------------------------------------------
 
 
@@ -107,6 +123,11 @@ def test_sound_outside_of_an_answer_is_not_due_and_another_answer_is_strange() -
 
     right = at_second(to_rate(mine, WIRE, RATE), 1.0, 4.0)
     assert judged(right) == (0.0, 0.0)
+    begin, end = round(1.21 * RATE), round(1.41 * RATE)
+    for shift in range(0, RATE // 5, RATE // 50):
+        holed = right.copy()
+        holed[begin + shift : end + shift] = 0
+        assert judged(holed) == (0.0, 0.0)
     late, _ = judged(right + at_second(other[: RATE // 10], 2.5, 4.0))
     assert late == pytest.approx(100, abs=5)
     _, strange = judged(at_second(other, 1.0, 4.0))
@@ -176,6 +197,50 @@ def test_names_are_one_of_a_kind_and_sabotages_name_what_there_is() -> None:
     assert not any("," in name for name in names)
     for each in sabotage.SABOTAGES.values():
         assert set(each.scenes) <= set(names)
+
+
+def test_faults_from_within_have_a_signal_each() -> None:
+    numbers = [sabotage.signal_of(fault) for fault in sabotage.WITHIN]
+    assert len(set(numbers)) == len(numbers)
+    assert all(signal.SIGRTMIN < number <= signal.SIGRTMAX for number in numbers)
+    for fault, name in zip(inject.SABOTAGE, sabotage.WITHIN, strict=False):
+        assert name is fault  # these have the container's numbers
+
+
+def test_a_bad_card_is_bad_until_there_is_a_good_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = Namespace(_open_pcm=pcm.open_capture)
+    monkeypatch.setattr(inject, "_the", lambda name: capture)
+    monkeypatch.setattr(inject, "_raise_in", lambda name, exception: None)
+    monkeypatch.setattr(channels, "SILENT_S", channels.SILENT_S)
+    monkeypatch.setattr(inject._Card, "read", inject._Card.read)
+    for begin in (sabotage.silence_the_card, sabotage.halve_the_cards_rate):
+        begin()
+        card: Any = capture._open_pcm("card", 8_000, 1, "S16_LE")
+        assert card.read()[0] == 160
+        sabotage.give_a_good_card()
+        assert capture._open_pcm is pcm.open_capture
+        with pytest.raises(alsaaudio.ALSAAudioError):
+            card.read()
+    sabotage.hold_the_card()
+    with pytest.raises(DeviceError) as refused:
+        capture._open_pcm("card", 8_000, 1, "S16_LE")
+    assert refused.value.fault == "microphone-busy"
+
+
+def halves_of(seed: int, *, of_link: bool, lacking: str = "") -> list[pairs.Half]:
+    stage: Any = Namespace(rng=random.Random(seed), lacks=lambda needs: needs and needs == lacking)
+    return pairs._choose(stage, of_link=of_link)
+
+
+def test_pairs_are_of_two_things_and_the_links_half_begins_first() -> None:
+    for seed in range(200):
+        one, other = halves_of(seed, of_link=True)
+        assert one.of in ("link", "server")
+        assert other.of not in ("link", "server")
+        both = halves_of(seed, of_link=False, lacking="disk")
+        assert both[0].of != both[1].of
+        assert not {"link", "server", "disk"} & {half.of for half in both}
+    assert {str(half) for half in pairs.HALVES} - {"server", "socket"} <= set(FAULTS)
 
 
 # --- the proxy -------------------------------------------------------------------------------

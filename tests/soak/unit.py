@@ -21,6 +21,8 @@ from typing import Any, Self
 from voiced.sim.board import BoardError, Finger
 from voiced.sim.stand import _FOREIGN, LIGHT_PINS, START_S, Settings, StandError, Watch, toml
 
+ROOT = Path(__file__).parents[2]
+
 WATCHDOG_S = 10.0
 """The unit's is 30 s: so that what it proves is proven in less."""
 RESTART_S = 0.5  # the unit's is 2 s
@@ -121,6 +123,10 @@ class Life:
                 each.close()
         self._watch = self._finger = None
 
+    def count_threads(self) -> int:
+        """How many it has now."""
+        return len(os.listdir(f"/proc/{self.popen.pid}/task"))
+
     def sample(self) -> None:
         """Note what it uses now."""
         proc = Path(f"/proc/{self.popen.pid}")
@@ -152,7 +158,7 @@ class Unit:
             "NOTIFY_SOCKET": str(folder / "notify"),
             "WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6)),
         }
-        self._env = {**own, **env, **notify}
+        self._env = {**own, **_allocator(), **env, **notify}
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notified.bind(str(folder / "notify"))
         self._notified.settimeout(0.1)
@@ -273,6 +279,13 @@ class Unit:
             for life in self.lives[-1:]:
                 if life.ready.is_set() and not life.is_over:
                     life.sample()
+
+
+def _allocator() -> dict[str, str]:
+    """How the unit has memory allocated: else 8 of the heap's 19 MB were holes after 20 turns."""
+    lines = (ROOT / "systemd/voiced.service").read_text().splitlines()
+    settings = (line.removeprefix("Environment=").split("=", 1) for line in lines)
+    return {name: value[0] for name, *value in settings if name.startswith("MALLOC_")}
 
 
 def steps(use: Use, pick: Callable[[Use], list[float]], warm_up: int) -> tuple[float, float] | None:
