@@ -16,7 +16,8 @@ import pytest
 
 from voiced import app as apps
 from voiced.app import TAP_S, App, Places
-from voiced.config import Button, Config
+from voiced.config import Button, Config, Microphone
+from voiced.edge.echo import CancellerMissing
 from voiced.edge.store import Store
 from voiced.events import (
     ButtonEdge,
@@ -98,6 +99,37 @@ def test_the_last_mute_is_the_one_that_is_kept(app: App, monkeypatch: pytest.Mon
     asyncio.run(run())
     assert kept[-1:] == [False]
     assert len(kept) <= 2  # what was not begun need not be written
+
+
+def test_without_an_echo_canceller_it_serves_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that breaks a library must not silence the device."""
+
+    def missing() -> None:
+        raise CancellerMissing("it doesn't load")
+
+    monkeypatch.setattr(apps, "Canceller", missing)
+    places = Places(tmp_path / "voiced.toml", tmp_path / "control", tmp_path / "state")
+    config = Config(microphone=Microphone(echo="cancel"), button=Button(pin="none"))
+    app = App(config, places)
+    faults: list[list[str]] = []
+
+    async def run() -> None:
+        app._loop = asyncio.get_running_loop()
+        for told in app._build():
+            app.dispatch(told)
+        for echo in ("cancel", "half-duplex"):
+            snapshot = app._core.snapshot()
+            assert snapshot["microphone"]["echo"] == "half-duplex"
+            faults.append([each["fault"] for each in snapshot["faults"]])
+            places.config.write_text(f'[microphone]\necho = "{echo}"\n[button]\npin = "none"\n')
+            assert app._reload() is None
+        faults.append([each["fault"] for each in app._core.snapshot()["faults"]])
+        await app._close()
+
+    asyncio.run(run())
+    assert ["canceller-missing" in names for names in faults] == [True, True, False]
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: a configuration is checked in a tenth of the time the devices' packages take.
     from voiced.app import App, Places
     from voiced.edge.control import ControlError
-    from voiced.edge.echo import CancellerMissing
     from voiced.edge.service import set_up_logging
 
     set_up_logging()
@@ -53,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ControlError as exc:
         print(f"voiced: {exc}", file=sys.stderr)
         return EXIT_FAILED
-    except CancellerMissing as exc:
-        print(f'voiced: {args.config}: microphone.echo = "cancel": {exc}', file=sys.stderr)
-        return EXIT_CONFIGURATION
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

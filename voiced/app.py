@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from voiced import config as configs
 from voiced.config import Config, ConfigError, KeyMissing, Secret
 from voiced.core import earcons
@@ -133,14 +135,13 @@ class App:
 
         Raises:
             ControlError: the socket can't be opened.
-            CancellerMissing: the echo canceller is configured, and doesn't load.
         """
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        muted = self._build()
+        faults = self._build()
         try:
             await self._control.open()
-            self._begin(muted)
+            self._begin(faults)
             async with asyncio.TaskGroup() as tasks:
                 keepers = [
                     tasks.create_task(keeper())
@@ -167,14 +168,14 @@ class App:
 
     # --- building ------------------------------------------------------------------------
 
-    def _build(self) -> DeviceFault | None:
-        """Make the core and the edges. The fault of a state that could not be read, if any."""
-        fault = None
+    def _build(self) -> list[DeviceFault | DeviceBack]:
+        """Make the core and the edges. What is told of the state and the canceller, if anything."""
+        self._config, canceller, *told = _fitted(self._config)
         try:
             muted = self._store.load_muted()
         except StateError as exc:
             muted = True
-            fault = DeviceFault("state", "state-unreadable", str(exc), time.monotonic())
+            told.append(DeviceFault("state", "state-unreadable", str(exc), time.monotonic()))
         self._core = Conversation(self._config, random.Random(), muted=muted, now=time.monotonic())
         self._recall()
         self._link = Link(self.dispatch)
@@ -183,9 +184,9 @@ class App:
             self._places.socket, self._command, self._snapshot, self._core.meter
         )
         self._played = Played()
-        self._capture = self._new_capture(muted, _canceller(self._config))
+        self._capture = self._new_capture(muted, canceller)
         self._playback = self._new_playback()
-        return fault
+        return told
 
     def _recall(self) -> None:
         """Go on with what was said before a restart, if that is wanted."""
@@ -215,15 +216,15 @@ class App:
             speaker.device, speaker.rate, speaker.volume, self._post, played=self._played
         )
 
-    def _begin(self, fault: DeviceFault | None) -> None:
+    def _begin(self, told: list[DeviceFault | DeviceBack]) -> None:
         for number, handler in (
             (signal.SIGTERM, self._stop.set),
             (signal.SIGINT, self._stop.set),
             (signal.SIGHUP, self._reload),
         ):
             self._loop.add_signal_handler(number, handler)
-        if fault:
-            self.dispatch(fault)
+        for each in told:
+            self.dispatch(each)
         self._open_pins()
         self._read_key()
         self._network.open()
@@ -464,12 +465,14 @@ class App:
         now = time.monotonic()
         try:
             new = configs.load(self._places.config)
-            changed = new.microphone != self._config.microphone
-            canceller = _canceller(new) if changed else None
-        except (ConfigError, CancellerMissing) as exc:
+        except ConfigError as exc:
             problem = str(exc)
             self.dispatch(DeviceFault("config", "config-invalid", problem, now))
         else:
+            canceller = None
+            if new.microphone.echo != "cancel" or new.microphone != self._config.microphone:
+                new, canceller, told = _fitted(new)
+                self.dispatch(told)
             old, self._config = self._config, new
             self.dispatch(Reconfigured(new, now))
             self._replace_edges(old, new, canceller)
@@ -546,9 +549,18 @@ class App:
             await asyncio.sleep(WEIGH_S)
 
 
-def _canceller(config: Config) -> Canceller | None:
-    """What takes our own sound out of the microphone. Raises CancellerMissing."""
-    return Canceller() if config.microphone.echo == "cancel" else None
+def _fitted(config: Config) -> tuple[Config, Canceller | None, DeviceFault | DeviceBack]:
+    """What takes our own sound out of the microphone, if that is wanted. One that doesn't load is a
+    fault, and no reason not to serve: in that configuration it is deaf while it speaks."""
+    now = time.monotonic()
+    if config.microphone.echo != "cancel":
+        return config, None, DeviceBack("canceller", now)
+    try:
+        return config, Canceller(), DeviceBack("canceller", now)
+    except CancellerMissing as exc:
+        microphone = msgspec.structs.replace(config.microphone, echo="half-duplex")
+        fault = DeviceFault("canceller", "canceller-missing", str(exc), now)
+        return msgspec.structs.replace(config, microphone=microphone), None, fault
 
 
 _PERFORM: dict[type, Callable[[App, Any], None]] = {

@@ -6,7 +6,6 @@ The documented default file is `config/voiced.toml`; a test keeps the two the sa
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import ipaddress
 import os
 import re
@@ -334,12 +333,6 @@ def _echo_contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
         )
     if mic.echo == "gate" and not config.gate.enabled:
         yield "microphone.echo", mic.echo, "needs gate.enabled = true"
-    if mic.echo == "cancel" and not importlib.util.find_spec("livekit"):
-        yield (
-            "microphone.echo",
-            mic.echo,
-            "needs the echo canceller, which is not installed: pip install 'voiced[aec]'",
-        )
 
 
 def url_problem(url: str) -> str | None:

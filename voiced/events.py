@@ -30,7 +30,15 @@ LED_BAR = 0.4
 """A plain LED, which can't dim, is on for colours brighter than this."""
 
 Device = Literal[
-    "microphone", "speaker", "button", "lights", "state", "mute", "conversation", "config"
+    "microphone",
+    "canceller",
+    "speaker",
+    "button",
+    "lights",
+    "state",
+    "mute",
+    "conversation",
+    "config",
 ]
 
 

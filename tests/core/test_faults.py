@@ -42,7 +42,7 @@ def test_every_fault_that_the_edges_name_has_a_row() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
     assert {"microphone-lost", "no-dns", "key-missing"} <= named
-    assert named <= set(FAULTS)
+    assert named - {"half-duplex"} <= set(FAULTS)  # a value of microphone.echo
 
 
 FATAL = [

@@ -126,6 +126,13 @@ _ROWS = (
         "lower its gain in alsamixer",
         "10 samples a second at full scale, in 5 seconds of speech",
     ),
+    _device(
+        "canceller-missing",
+        "no echo canceller, so it is deaf while it speaks",
+        "pip install 'voiced[aec]', or set microphone.echo",
+        "its library is not there, or doesn't load",
+        retry=Retry.NEVER,
+    ),
     _speaker(
         "speaker-lost",
         "speaker is missing",

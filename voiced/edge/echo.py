@@ -229,6 +229,4 @@ def _load() -> tuple[Any, Any]:
 
         return AudioFrame, AudioProcessingModule(echo_cancellation=True)
     except Exception as exc:
-        raise CancellerMissing(
-            f"the echo canceller doesn't load ({exc}): pip install 'voiced[aec]'"
-        ) from exc
+        raise CancellerMissing(f"livekit doesn't load ({exc}): pip install 'voiced[aec]'") from exc
