@@ -60,6 +60,23 @@ def test_nothing_older_than_the_preroll_is_ever_sent(hold: bool, preroll_ms: int
     assert find(told, sent) >= 0
 
 
+def test_a_finger_that_comes_with_the_first_word_and_stays_is_the_gate() -> None:
+    """Who speaks into the window behind an answer and then holds the button pauses as he likes."""
+    world = asked(World()).until_state(TurnState.LISTENING)
+    began, before = world.now + 0.5, len(world.received)
+    again = began + 1.5 + 1.5
+    world.say(QUESTION, began)
+    world.say(QUESTION, again)
+    world.press(began + 0.25)
+    world.release(again + 1.6)
+    world.until_state(TurnState.THINKING)
+    assert world.now >= again + 1.6
+    world.until_state(TurnState.SPEAKING)
+    committed = [t for t, e in world.received[before:] if e["type"].endswith("committed")]
+    assert len(committed) == 1
+    assert count_of(QUESTION, world.appended()) == 3
+
+
 # --- the end of a turn -------------------------------------------------------------------
 
 

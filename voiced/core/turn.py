@@ -118,7 +118,7 @@ TABLE: dict[TurnState, dict[Cause, tuple[TurnState, Action]]] = {
         _C.PRESS: (_S.THINKING, _A.END_TURN),
         _C.TAP: (_S.HEARING, _A.STAY),
         _C.TAP_AGAIN: (_S.HEARING, _A.STAY),
-        _C.HOLD: (_S.HEARING, _A.STAY),
+        _C.HOLD: (_S.HEARING, _A.HELD),  # of a press that came with the first word
         _C.RELEASE: (_S.THINKING, _A.END_TURN),
         _C.FULL: (_S.THINKING, _A.END_TURN),
         _C.UNHEARD: (_S.LISTENING, _A.RETRY_TURN),
