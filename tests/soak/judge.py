@@ -90,8 +90,8 @@ def _longest_silence(sound: Samples) -> int:
 
 
 def _likenesses(sound: Any, within: Any) -> Iterator[float]:
-    """Of each whole piece of a sound: how like it is to the place in `within` it is most like.
-    Faint ones are like nothing and are left out, so are those that are a hole for the most part."""
+    """Of each whole piece of a sound: how like it is to the place in `within` it is most like. Those
+    that are faint for the most part are left out: a millisecond of noise is like any other."""
     size = 1 << (len(within) + PIECE).bit_length()
     spectrum = np.fft.rfft(within, size)
     energy = np.concatenate(([0.0], np.cumsum(within**2)))
@@ -99,7 +99,8 @@ def _likenesses(sound: Any, within: Any) -> Iterator[float]:
     for begin in range(0, len(sound) - PIECE + 1, PIECE):
         piece = sound[begin : begin + PIECE]
         norm = float(np.linalg.norm(piece))
-        if norm > LOUD * PIECE**0.5 and 2 * np.count_nonzero(piece) > PIECE:
+        parts = piece.reshape(20, -1).astype(float)
+        if np.median(np.sqrt(np.mean(parts**2, axis=1))) > LOUD:
             match = np.fft.irfft(spectrum * np.conj(np.fft.rfft(piece, size)), size)
             yield float((match[: len(norms)] / norms).max()) / norm
 

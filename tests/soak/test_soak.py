@@ -90,6 +90,18 @@ def test_words_lost_or_doubled_are_seen(broken: str) -> None:
     assert found.lost_ms > 30 or found.doubled_ms > 0
 
 
+@pytest.mark.parametrize("early_ms", [0.3, 0.5, 1.0, 2.0, 5.0, 10.0])
+def test_the_last_milliseconds_of_words_that_are_dated_early_are_not_doubled(
+    early_ms: float,
+) -> None:
+    for seed in range(8):
+        recording = room(6.0)
+        recording[RATE : 3 * RATE] += words(2.0, seed)
+        tap: Any = Recording(recording)
+        found = judge.compare(sent_of(recording), tap, 1.0, 3.0 - early_ms / 1000)
+        assert found == judge.Words(0.0, 0.0)
+
+
 def test_a_recording_with_a_gap_judges_nothing() -> None:
     tap: Any = Recording(room(4.0))
     tap.gaps.append((RATE, 0.1))
