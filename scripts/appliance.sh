@@ -2,6 +2,7 @@
 # The virtual Pi: an emulated machine with the kernel's own sound cards, GPIO chip and systemd, the
 # product installed in it, and a day in its life. Prints a table; exit code 1 if a promise is broken.
 #   scripts/appliance.sh [--arch amd64|arm64] [--fast] [--json FILE]
+#   scripts/appliance.sh --weather [--seed S] [--sabotage NAME] [...]   a day of bad weather
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
 
 packages=(mmdebstrap systemd-container e2fsprogs)

@@ -6,7 +6,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from tests.bench.figures import (
 from tests.bench.table import Row
 from voiced.sim.report import correlation, speech_span
 from voiced.sim.stand import QUESTION, toml
+from voiced.sim.streams import Ear
 from voiced.sim.wav import read_wav, to_rate
 
 VOICECTL = "/opt/voiced/current/bin/voicectl"
@@ -200,7 +201,7 @@ class Day:
         if not appends:
             raise Broken("nothing was sent of a held turn")
         self._note("press to first append", (appends[0].t - pressed) * 1000, beside=beside)
-        delays = list(append_delays_ms(turn, said, burst_s=0.4))
+        delays = list(append_delays_ms(turn, cast(Ear, said), burst_s=0.4))
         self._note("speech to wire, held turn", *delays, beside=beside)
         sent = np.concatenate([frame.audio for frame in appends])
         whole = correlation(to_rate(sent, RATE // 2, RATE), self._voice)

@@ -22,7 +22,9 @@ ROOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 MODULES = (
     *ROOT_MODULES,
     *("virtio_net", "virtio_console", "virtio_rng"),
-    *("snd-aloop", "gpio-sim", "configfs", "sch_netem", "overlay"),
+    *("snd-aloop", "gpio-sim", "configfs", "overlay"),
+    # the weather: what comes in is delayed on its way out of ifb
+    *("sch_netem", "ifb", "sch_ingress", "cls_matchall", "act_mirred"),
 )
 """What the machine can load; those of its root are in the initrd too."""
 

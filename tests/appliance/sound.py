@@ -22,6 +22,7 @@ class Recording:
 
     samples: Samples  # (n,)
     started_at: float
+    gaps = outages = ()  # of these cards' there are none
 
     def time_at(self, index: float) -> float:
         """When sample `index` passed."""
