@@ -90,8 +90,8 @@ def _longest_silence(sound: Samples) -> int:
 
 
 def _likenesses(sound: Any, within: Any) -> Iterator[float]:
-    """Of each whole piece of a sound: how like it is to the place in `within` it is most like. Those
-    that are faint for the most part are left out: a millisecond of noise is like any other."""
+    """Of each whole piece of a sound: how like it is to the place in `within` it is most like.
+    Those that are faint for the most part are left out: a burst of noise is like any other."""
     size = 1 << (len(within) + PIECE).bit_length()
     spectrum = np.fft.rfft(within, size)
     energy = np.concatenate(([0.0], np.cumsum(within**2)))
