@@ -29,6 +29,31 @@ def network(world: World, has_route: bool) -> None:
 # --- a link that is lost -----------------------------------------------------------------
 
 
+def test_who_waits_is_served_a_second_after_the_server_is_back() -> None:
+    world = World()
+    world.refuse_until = 128.0
+    world.press(105.0)
+    world.say(voice(15.0, seed=3), 105.2)
+    world.release(121.0)
+    world.run(128.0 - world.now)
+    world.run(1.2, until=lambda: world.core.link.state is LinkState.UP)
+    assert world.core.link.state is LinkState.UP
+
+
+def test_words_that_were_committed_are_not_sent_again_when_they_are_old() -> None:
+    world = tapped(World())
+    world.say(QUESTION, 105.2)
+    world.filter = lambda e: None if e["type"].startswith("response.") else e
+    world.until_state(TurnState.THINKING)
+    world.run(1)
+    world.refuse_until = world.now + 50
+    world.drop_link()
+    before = len(world.sent)
+    world.run(60)
+    assert not [e for _, e in world.sent[before:] if e["type"] == APPEND]
+    assert any(note.name == "refused" for note in world.notes)
+
+
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_dial_of_three_seconds_loses_no_word(hold: bool) -> None:
     world = asked(World(dial_s=3.0), hold=hold)
@@ -226,7 +251,7 @@ def test_a_server_that_says_nothing_is_given_up_and_redialled() -> None:
 def test_a_network_that_is_back_is_dialled_at_once() -> None:
     world = World()
     network(world, False)
-    world.refuse_until = 118.0
+    world.refuse_until = 118.5
     tapped(world)
     world.say(QUESTION, 105.2)
     world.run(118.5 - world.now)

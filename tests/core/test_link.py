@@ -159,7 +159,7 @@ def test_what_is_known_not_to_work_is_not_dialled(state: LinkState) -> None:
 @pytest.mark.parametrize(
     ("state", "is_back", "dials"),
     [
-        (LinkState.WAITING, False, True),  # another network: the wait is over
+        (LinkState.WAITING, False, False),  # another network: the wait is short now
         (LinkState.WAITING, True, True),
         (LinkState.DIALLING, True, True),  # that dial went into nothing
         (LinkState.DIALLING, False, False),
@@ -176,3 +176,26 @@ def test_a_network_that_comes_is_used_where_somebody_waits_for_it(
     assert link.network(200.0, is_back=is_back) is dials
     assert link.dial == before + dials
     assert (link.state is LinkState.DIALLING) == (dials or state is LinkState.DIALLING)
+
+
+def test_who_tells_of_each_change_in_the_network_has_it_dialled_twice_a_second_at_most() -> None:
+    link = Link(random.Random(1))
+    link.want(100.0)
+    dialled = 0
+    for tenth in range(1, 200):
+        now = 100.0 + tenth / 10
+        if link.state is LinkState.DIALLING:
+            link.lost(FAULTS["no-route"], now, wanted=True)
+        dialled += link.network(now, is_back=False) or link.tick(now)
+    assert 10 < dialled <= 42
+
+
+def test_what_one_talk_has_failed_at_does_not_keep_the_next_waiting() -> None:
+    link = Link(random.Random(1))
+    for _ in range(40):
+        link.want(100.0)
+        link.lost(FAULTS["no-route"], 100.0, wanted=True)
+    link.down()
+    assert link.want(4000.0)
+    link.lost(FAULTS["no-route"], 4000.1, wanted=True)
+    assert link.due == 4000.1

@@ -1,6 +1,9 @@
 import random
 
-from voiced.core.retry import CAP_S, FIRST_S, Backoff
+import pytest
+
+from voiced.core.retry import CAP_S, EAGER_TRIES, FIRST_S, Backoff
+from voiced.core.uplink import STALE_S
 
 
 def delays(seed: int, times: int) -> list[float]:
@@ -12,11 +15,18 @@ def test_the_first_attempt_comes_at_once() -> None:
     assert all(delays(seed, 1) == [0.0] for seed in range(20))
 
 
-def test_steps_double_to_the_cap_and_jitter_only_shortens_them() -> None:
-    steps = [0.5, 1, 2, 4, 8, 15, 15, 15]
+def test_it_is_eager_while_words_are_fresh_then_steps_double_and_jitter_only_shortens_them() -> (
+    None
+):
+    steps = [0.5, *[1] * (EAGER_TRIES - 2), 2, 4, 8, 15, 15, 15]
     for seed in range(200):
-        for delay, step in zip(delays(seed, 9)[1:], steps, strict=True):
+        for delay, step in zip(delays(seed, len(steps) + 1)[1:], steps, strict=True):
             assert 0.75 * step <= delay <= step
+
+
+def test_it_is_eager_as_long_as_words_are_worth_sending() -> None:
+    for seed in range(20):
+        assert sum(delays(seed, EAGER_TRIES)) == pytest.approx(STALE_S, rel=0.2)
 
 
 def test_it_never_waits_longer_than_the_cap_however_often_it_failed() -> None:

@@ -18,7 +18,7 @@ from tests.core.world import (
 from voiced.config import Config, Gate, Microphone, Turn
 from voiced.core.link import LinkState
 from voiced.core.turn import TurnState
-from voiced.events import WIRE_RATE, KeyState
+from voiced.events import BLOCK_FRAMES, BLOCK_MS, WIRE_RATE, KeyState, MicrophoneBlock
 from voiced.sim.realtime_session import Script
 
 ARRAY = Config(microphone=Microphone(echo="hardware"))
@@ -75,6 +75,19 @@ def test_a_finger_that_comes_with_the_first_word_and_stays_is_the_gate() -> None
     committed = [t for t, e in world.received[before:] if e["type"].endswith("committed")]
     assert len(committed) == 1
     assert count_of(QUESTION, world.appended()) == 3
+
+
+def test_without_a_gate_what_sounded_before_the_turn_is_not_sent_when_it_comes_late() -> None:
+    """While it speaks nobody is heard, so blocks come by the second."""
+    world = asked(World(Config(gate=Gate(enabled=False))))
+    world.until_state(TurnState.SPEAKING)
+    world.until_state(TurnState.HEARING)
+    loud = voice(0.8, seed=8)
+    for index in range(40):
+        block = loud[index * BLOCK_FRAMES : (index + 1) * BLOCK_FRAMES]
+        world.give(MicrophoneBlock(block, world.now - 0.8 + index * BLOCK_MS / 1000))
+    world.run(1)
+    assert find(loud[:9600], world.appended()) < 0
 
 
 # --- the end of a turn -------------------------------------------------------------------

@@ -6,7 +6,7 @@ import random
 from enum import Enum
 
 from voiced.core.faults import Fault, Retry
-from voiced.core.retry import Backoff
+from voiced.core.retry import FIRST_S, Backoff
 
 SLOW_RETRY_S = 600.0
 """An account without credit does not fill up sooner; a device that asks each second is a storm."""
@@ -63,12 +63,14 @@ class Link:
         return False
 
     def network(self, now: float, *, is_back: bool) -> bool:
-        """There is a network, perhaps another one: a wait is over. If it `is_back`, a dial from
-        before that may hang. True if the caller has to dial."""
-        hangs = self.state is LinkState.DIALLING and is_back
-        if hangs or self.state is LinkState.WAITING:
+        """There is a network, perhaps another one. If it `is_back`, a wait is over, and a dial from
+        before that may hang. Else a wait is short now: who tells of each change has many to tell.
+        True if the caller has to dial."""
+        if is_back and self.state in (LinkState.DIALLING, LinkState.WAITING):
             self._dial(now)
             return True
+        if self.state is LinkState.WAITING and self.due is not None:
+            self.due = min(self.due, now + FIRST_S)
         return False
 
     def tick(self, now: float) -> bool:
@@ -106,6 +108,7 @@ class Link:
         """Nobody wants the link any more. REFUSED stays: it is what a person must see."""
         if self.state is not LinkState.REFUSED:
             self.state, self.due, self.fault = LinkState.DOWN, None, None
+            self._backoff.reset()
 
     def forgive(self) -> None:
         """Something a person may have mended has changed (key, configuration)."""

@@ -304,6 +304,7 @@ class Talk:
             *("grace", "unheard", "silent", "gateless", "undecided", "tail", "stale"),
             *("create", "asked", "again"),
         )
+        self._health.forget("rate-limit")
 
     def _chime_for_nothing(self) -> None:
         """Nothing was said, or nothing was heard."""
@@ -418,8 +419,9 @@ class Talk:
         return hearing or (state is TurnState.THINKING and self._turn.ended)
 
     def _collect_live(self, event: MicrophoneBlock) -> None:
-        released_at = self._turn.released_at
-        if released_at is None or event.at - BLOCK_MS / 1000 <= released_at:
+        released_at, began_at = self._turn.released_at, event.at - BLOCK_MS / 1000
+        too_early = began_at < self._turn.earliest - 1e-3  # blocks come in batches, and late
+        if not too_early and (released_at is None or began_at <= released_at):
             self._turn.faint |= self.microphone.faint
             self._collect([(event.samples, event.at)])
         if released_at is not None and event.at >= released_at:

@@ -189,6 +189,8 @@ class Uplink:
         pauses = self.config.gate.enabled or turn.server_heard or turn.held
         turn.replay = turn.replay or bool(pauses)
         turn.utterance.rewind()
+        if turn.utterance.frames and not turn.collecting:
+            self._timers.set("stale", turn.collected_until + STALE_S)
         turn.cleared = turn.appended = turn.ended = turn.padded = turn.server_heard = False
 
     def drop(self) -> None:
