@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.core.world import QUESTION, World, asked, count_of, find, tapped
+from tests.core.world import QUESTION, SECOND, World, asked, count_of, find, tapped
 from voiced.config import Config, Microphone, Turn
 from voiced.core.faults import HARMLESS_ERRORS
 from voiced.core.link import LinkState
@@ -22,7 +22,62 @@ def failing(*codes: str) -> World:
     return world
 
 
+# --- its settings ------------------------------------------------------------------------
+
+
+def test_a_mode_that_was_never_confirmed_is_set_anew_for_the_next_turn() -> None:
+    """It was applied all the same: the server ends no turn any more."""
+    world = asked(World()).until_state(TurnState.LISTENING)
+    told = len(world.events("session.update"))
+    world.filter = lambda e: None if e["type"] == "session.updated" else e
+    pressed = world.now + 0.5
+    world.press(pressed)
+    world.say(SECOND, pressed + 0.2)
+    world.release(pressed + 2)
+    world.run(pressed + 2 - world.now)
+    world.until_state(TurnState.SPEAKING)
+    world.filter = lambda e: e
+    assert len(world.events("session.update")) > told
+    world.until_state(TurnState.LISTENING)
+    world.say(QUESTION, world.now + 0.5)
+    world.until_state(TurnState.HEARING)
+    world.until_state(TurnState.SPEAKING)
+    assert world.core.snapshot()["counters"]["unheard_turns"] == 0
+
+
 # --- its answers -------------------------------------------------------------------------
+
+
+def test_an_answer_that_never_ends_does_not_keep_the_next_from_being_asked_for() -> None:
+    world = asked(World()).until_state(TurnState.SPEAKING)
+    world.filter = lambda e: None if e["type"] == "response.done" else e
+    world.command("interrupt")
+    pressed = world.now + 5
+    world.press(pressed)
+    world.say(SECOND, pressed + 0.2)
+    world.release(pressed + 2)
+    world.run(pressed + 2 - world.now)
+    world.until_state(TurnState.SPEAKING)
+    assert world.now - pressed < 4
+
+
+def test_a_response_that_is_active_and_unknown_is_waited_for_not_stormed() -> None:
+    busy = {
+        "type": "error",
+        "event_id": "e",
+        "error": {
+            "type": "invalid_request_error",
+            "code": "conversation_already_has_active_response",
+            "message": "busy",
+        },
+    }
+    world = World()
+    world.filter = lambda e: busy if e["type"] == "response.created" else e
+    world.press(105.0)
+    world.say(QUESTION, 105.2)
+    world.release(107.0)
+    world.run(20)
+    assert len(world.events("response.create")) < 60
 
 
 def test_a_server_that_forgets_its_response_is_asked_once() -> None:
@@ -171,6 +226,15 @@ def test_an_answer_that_failed_for_a_moment_is_asked_for_again(codes: tuple[str,
     assert find(QUESTION, world.heard) >= 0
     assert not [name for _, name in world.chimes if name in ("server", "network")]
     assert world.verdict.violations == []
+
+
+def test_a_rate_limit_is_no_fault_any_more_when_nobody_waits() -> None:
+    world = failing(*[RATE] * 5)
+    world.run(60, until=lambda: bool(world.core.snapshot()["faults"]))
+    assert [each["fault"] for each in world.core.snapshot()["faults"]] == ["rate-limit"]
+    world.command("hangup")
+    world.run(0.1)
+    assert not world.core.snapshot()["faults"]
 
 
 def test_a_rate_limit_is_said_while_it_lasts() -> None:

@@ -119,6 +119,7 @@ class Responses:
         self._expected = 0  # asked for, not yet created
         self._doomed = 0  # of those, taken back before they were created
         self._deletes: dict[str, list[str]] = {}
+        self._cancelled = ""  # the newest of those we cancelled
 
     def expect(self) -> None:
         """One more response will be created: we asked, or the server does after its commit."""
@@ -171,12 +172,16 @@ class Responses:
         return self._deletes.pop(response_id, [])
 
     def delete_after(self, response_id: str, items: list[str]) -> None:
-        """Delete these when that response is done: before, the server may still write to them."""
+        """It is cancelled. Delete these when it is done: before, the server may still write to
+        them."""
+        self._cancelled = response_id
         if items:
             self._deletes[response_id] = items
 
     def overdue_deletes(self) -> list[str]:
-        """All that still wait, for when the done does not come."""
+        """All that still wait, for when the done does not come. What was cancelled is over then."""
+        if self.active == self._cancelled:
+            self.active = None
         items = [item for waiting in self._deletes.values() for item in waiting]
         self._deletes.clear()
         return items

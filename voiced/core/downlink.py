@@ -168,6 +168,12 @@ class Downlink:
         else:
             self._delete(unheard)
 
+    def refuse(self, response_id: str) -> None:
+        """Nobody asked for this response, or nobody waits for it any more."""
+        self._outbox.send(self._outbox.encode.cancel(response_id))
+        self.responses.delete_after(response_id, [])
+        self._timers.set("deletes", self._outbox.now + DELETE_S)
+
     def delete_overdue(self) -> None:
         """The response they belong to never ended: delete now."""
         self._delete(self.responses.overdue_deletes())

@@ -104,6 +104,11 @@ class Server:
             return None
         return self._connection.give_up("protocol-refused", why)
 
+    def mode_unanswered(self) -> Cause | None:
+        """It may still be applied, and nobody knows when: the next turn asks anew."""
+        self._up.session.server_ends = None
+        return self.mode_rejected("no answer in time")
+
     def _on_rate_limits(self, said: realtime.RateLimits) -> None:
         self._up.session.limited_until = self._outbox.now + said.reset_s
 
@@ -134,7 +139,10 @@ class Server:
         if not thinking or self._up.turn.spent or self._ask_again(code):
             return None
         if code == ACTIVE_RESPONSE:
-            self._down.responses.wanted = True
+            if self._down.responses.active:
+                self._down.responses.wanted = True
+            else:  # one we don't know of: nothing will tell when it is over
+                self._timers.set("again", self._outbox.now + AGAIN_S)
             return None
         return self._failed()
 
@@ -201,7 +209,7 @@ class Server:
             self._up.turn.utterance.forget_sent()
             self._health.forget("rate-limit")
         else:
-            self._outbox.send(self._outbox.encode.cancel(said.response.id))
+            self._down.refuse(said.response.id)
 
     def _on_audio(self, said: realtime.AudioDelta) -> Cause | None:
         try:
