@@ -10,7 +10,14 @@ from tests.sim.openai_types import check_client_event
 from voiced.config import Config, Gate, Turn
 from voiced.core.link import LinkState
 from voiced.core.turn import TurnState
-from voiced.events import WIRE_RATE, DeviceBack, DeviceFault, LinkFrame, Reconfigured
+from voiced.events import (
+    WIRE_RATE,
+    ButtonEdge,
+    DeviceBack,
+    DeviceFault,
+    LinkFrame,
+    Reconfigured,
+)
 from voiced.sim.realtime_session import Script
 
 
@@ -32,6 +39,19 @@ def test_a_conversation_ends_in_idle_and_hangs_up(config: Config) -> None:
     world.run(config.turn.hang_up_s + 1)
     assert world.core.link.state is LinkState.DOWN
     assert world.lights[-1][1] == "dark"
+
+
+def test_a_finger_presses_though_a_client_that_pressed_has_gone() -> None:
+    world = World()
+    world.at(105.0, lambda: world.give(ButtonEdge(True, world.now, "uid 0, pid 1")))
+    world.say(QUESTION, 105.2)
+    world.press(108.0)
+    world.release(108.1)
+    world.run(108.2 - world.now)
+    assert world.core.state is TurnState.LISTENING
+    assert world.core.snapshot()["counters"]["turns"] == 2
+    assert not world.core.is_pressed
+    assert not [note for note in world.notes if note.name == "refused"]
 
 
 def test_everything_sent_is_of_the_openai_packages_types() -> None:

@@ -48,6 +48,13 @@ class Button:
             return None
         return self._settle(now)
 
+    def let_go(self) -> Press:
+        """Whoever holds it does so no more: what that means. It may be pressed at once."""
+        was_tap = self._hold_at is not None
+        self._level = self._down = False
+        self._hold_at, self._quiet_until = None, float("-inf")
+        return Press.TAP if was_tap else Press.RELEASE
+
     def deadline(self) -> float | None:
         """When `tick` has something to look at, or None."""
         times = [self._hold_at] if self._hold_at is not None else []

@@ -70,6 +70,7 @@ class Conversation:
         self.link = Link(rng)
         self.continuity = continuity = Continuity(config, outbox, timers)
         self._button = Button()
+        self._pressed_by: str | None = None  # the client; None: a finger
         self._health = health = Health(config.microphone, outbox)
         self._signs = signs = Signs(outbox, timers, sounds=config.sounds.enabled)
         self._up = up = Uplink(config, outbox, timers)
@@ -179,8 +180,12 @@ class Conversation:
     # --- button and commands -------------------------------------------------------------
 
     def _on_button(self, event: ButtonEdge) -> None:
+        finger = event.down and event.who is None
+        if finger and self._pressed_by is not None and self._button.is_down:
+            self._talk.press(self._button.let_go())  # a client that pressed may be long gone
         press = self._button.edge(event.down, event.at)
         if press is Press.DOWN:
+            self._pressed_by = event.who
             by = f" by {event.who}" if event.who else ""
             self._outbox.note("press", f"press{by}", logging.INFO)
         refusal = self._talk.press(press) if press else None
@@ -382,7 +387,7 @@ _TIMEOUTS: dict[str, Callable[[Conversation], Cause | None]] = {
     "asked": lambda c: c._connection.give_up(
         "timeout", f"asked, and nothing came in {ASKED_S:.0f} s"
     ),
-    "mode": lambda c: c._server.mode_rejected("no answer in time"),
+    "mode": lambda c: c._server.mode_unanswered(),
     "deletes": lambda c: c._down.delete_overdue(),
     "refused": lambda c: None,  # the light changes when all is brought in line
 }
