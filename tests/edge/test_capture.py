@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from voiced.config import Microphone
+from voiced.edge import capture as captures
 from voiced.edge import pcm as pcms
 from voiced.edge.capture import HANDOFF_BLOCKS, LEISURELY_BLOCKS, Capture
 from voiced.edge.pcm import DeviceError
@@ -301,6 +302,35 @@ def test_a_card_is_opened_by_its_name_each_time_and_a_busy_one_told_apart() -> N
     made.close()
     assert set(opening.names) == {name}
     assert faults(posted)[1:-2] == ["microphone-lost", "microphone-lost"]  # in two words
+
+
+def test_a_card_that_hears_nothing_at_all_is_opened_anew_and_nobody_need_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captures, "CONSTANT_S", 3)
+    zeros, second = bytes(2 * BLOCK_FRAMES), 50
+    deaf = Script([zeros] * second * 5)
+    hears = Script([pcm16(ramp(1, index)) for index in range(second)])
+    opening = Sequence(deaf, hears)
+    made, posted = capture(open_pcm=opening)
+    made.urgent = False
+    made.start()
+    until(lambda: not hears.reads)
+    made.close()
+    assert len(deaf.reads) == second * 2  # the last second of the three was enough
+    assert faults(posted) == ["back"]
+
+
+def test_a_card_that_hears_nothing_is_left_alone_while_somebody_is_to_be_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captures, "CONSTANT_S", 1)
+    deaf = Script([bytes(2 * BLOCK_FRAMES)] * 200)
+    made, _ = capture(open_pcm=Sequence(deaf))
+    made.start()
+    until(lambda: not deaf.reads)
+    made.close()
+    assert not deaf.reads
 
 
 def test_what_was_lost_in_overruns_makes_no_slow_card() -> None:

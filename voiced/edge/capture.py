@@ -37,6 +37,11 @@ REOPEN_S = 1.0
 CLOSE_S = 0.5
 """A read returns within a period of 20 ms, or it hangs."""
 
+CONSTANT_S, CONSTANT_STILL_S = 60, 600
+"""After so long without a sample that differs from the one before, a card that runs is opened anew:
+what was deaf for want of that hears again. It may be an array that is switched off, so then less
+often; the gap is 20 to 50 ms, and never comes into somebody's words."""
+
 OVERRUNS = 10
 """So many in a row with no frame between them are a card that doesn't run. One is a thread that was
 kept away for a second."""
@@ -133,6 +138,7 @@ class Capture:
         self._resampler = for_microphone(settings.rate)
         self._partial = np.empty(0, np.int16)
         self._meter = _Meter(settings)
+        self._constant_s, self._constant_limit_s = 0, CONSTANT_S
 
     def set_muted(self, muted: bool) -> None:
         """From now on zeros, or sound again. What waits for the loop is wiped."""
@@ -178,17 +184,20 @@ class Capture:
         if after:
             after.close(None)
         wanted = self._settings
+        anew = False  # a card that ran is opened again: nobody need know
         while not self._stopping.is_set():
             self.stepped_at = self._clock()
             try:
                 pcm = self._open_pcm(wanted.device, wanted.rate, wanted.channels, wanted.format)
             except pcms.DeviceError as exc:
                 self._report(exc.fault, str(exc))
+                anew = False
             else:
-                if self._fault is None:
+                if self._fault is None and not anew:
                     self._tell_back()
+                anew = False
                 try:
-                    self._read(pcm)
+                    anew = self._read(pcm)
                 except _Slow as exc:
                     self._report("microphone-slow", f"{wanted.device}: {exc}")
                 except alsaaudio.ALSAAudioError as exc:
@@ -198,7 +207,8 @@ class Capture:
                     self._report("microphone-lost", f"{wanted.device}: {exc!r}")
                 finally:
                     pcms.close(pcm)
-            self._stopping.wait(REOPEN_S)
+            if not anew:
+                self._stopping.wait(REOPEN_S)
 
     def _report(self, fault: str, detail: str) -> None:
         known, self._fault = self._fault, (fault, detail)
@@ -211,7 +221,8 @@ class Capture:
         self._fault = None
         self._post(DeviceBack("microphone", self._clock(), self._settings.device))
 
-    def _read(self, pcm: Any) -> None:
+    def _read(self, pcm: Any) -> bool:
+        """Until it is stopped, or the card had better be opened anew: then True."""
         self._resampler.clear()
         self._meter.clear()
         self._pace.clear()
@@ -242,7 +253,22 @@ class Capture:
                 self.accept(b"".join(reads), self._captured_at(pcm), leisurely=len(reads) > 1)
                 reads.clear()
                 if self._meter.is_full:
-                    self._post(self._meter.read(at))
+                    levels = self._meter.read(at)
+                    self._post(levels)
+                    if self._is_dead(levels):
+                        return True
+        return False
+
+    def _is_dead(self, levels: ChannelLevels) -> bool:
+        """Of the levels of each second: True when the card had better be opened anew."""
+        if not all(channel.constant for channel in levels.levels):
+            self._constant_s, self._constant_limit_s = 0, CONSTANT_S
+            return False
+        self._constant_s += 1
+        if self.urgent or self._constant_s < self._constant_limit_s:
+            return False
+        self._constant_s, self._constant_limit_s = 0, CONSTANT_STILL_S
+        return True
 
     def _captured_at(self, pcm: Any) -> float:
         """When the last frame that was read was captured: who reads late is not to take what was
