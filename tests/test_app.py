@@ -18,7 +18,7 @@ from voiced import app as apps
 from voiced.app import TAP_S, App, Places
 from voiced.config import Button, Config, Microphone
 from voiced.edge.echo import CancellerMissing
-from voiced.edge.store import Store
+from voiced.edge.store import StateError, Store
 from voiced.events import (
     ButtonEdge,
     Command,
@@ -99,6 +99,36 @@ def test_the_last_mute_is_the_one_that_is_kept(app: App, monkeypatch: pytest.Mon
     asyncio.run(run())
     assert kept[-1:] == [False]
     assert len(kept) <= 2  # what was not begun need not be written
+
+
+def test_what_could_not_be_written_is_written_when_the_disk_takes_it_again(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mute that is lost at the next power cut, months later."""
+    tries: list[bool] = []
+    kept = threading.Event()
+
+    def save(_: Store, muted: bool) -> None:
+        tries.append(muted)
+        if len(tries) < 3:
+            raise StateError("No space left on device")
+        kept.set()
+
+    monkeypatch.setattr(Store, "save_muted", save)
+    monkeypatch.setattr(apps, "REPAIR_S", 0.01)
+
+    async def run() -> None:
+        app._loop = asyncio.get_running_loop()
+        app._build()
+        repairs = asyncio.create_task(app._repair())
+        app._set_muted(SetMuted(True))
+        assert await asyncio.to_thread(kept.wait, DEADLINE_S)
+        await asyncio.sleep(0.05)
+        repairs.cancel()
+        await app._close()
+
+    asyncio.run(run())
+    assert tries == [True, True, True]
 
 
 def test_without_an_echo_canceller_it_serves_and_says_so(

@@ -92,7 +92,7 @@ TAP_S = 0.08
 """How long `voicectl tap` holds the button: a quick finger."""
 
 REPAIR_S = 5.0
-"""How often pins that failed are tried again."""
+"""How often pins that failed are tried again, and what could not be written."""
 
 WEIGH_S = 60.0
 """A leak that matters takes days."""
@@ -118,6 +118,7 @@ class App:
         self._store = Store(places.state)
         self._disk = ThreadPoolExecutor(1, "disk")  # one at a time, in order
         self._unkept: dict[Kept, bool | bytes | None] = {}
+        self._failed: dict[Kept, bool | bytes | None] = {}
         self._unkept_lock = threading.Lock()
         self._key: Secret | None = None
         self._events: deque[Event] = deque()
@@ -388,6 +389,7 @@ class App:
         with self._unkept_lock:
             waits = what in self._unkept
             self._unkept[what] = value
+            self._failed.pop(what, None)
         if not waits:
             self._disk.submit(self._write, what)
 
@@ -401,6 +403,9 @@ class App:
         try:
             save(value)
         except StateError as exc:
+            with self._unkept_lock:
+                if what not in self._unkept:
+                    self._failed[what] = value
             self._post(DeviceFault(what, f"{what}-not-kept", str(exc), time.monotonic()))
         else:
             self._post(DeviceBack(what, time.monotonic()))
@@ -537,10 +542,12 @@ class App:
             await asyncio.sleep(min(self._service.watchdog_s / 3, STUCK_S / 2))
 
     async def _repair(self) -> None:
-        """Try failed pins again."""
+        """Try again what failed: pins, and what could not be written."""
         while True:
             await asyncio.sleep(REPAIR_S)
             self._open_pins()
+            for what, value in list(self._failed.items()):
+                self._keep(what, value)
 
     async def _weigh(self) -> None:
         """Tell the core what memory we use, where the unit sets a limit."""

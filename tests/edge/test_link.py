@@ -747,6 +747,24 @@ def test_a_certificate_nobody_knows_is_untrusted(authority: tuple[Path, ssl.SSLC
     assert closed.fault == "tls-untrusted"
 
 
+def test_an_authority_that_was_put_right_is_read_at_the_next_dial(
+    authority: tuple[Path, ssl.SSLContext], tmp_path: Path
+) -> None:
+    certificate, context = authority
+    another, _ = self_signed(tmp_path, "127.0.0.1")
+
+    async def run() -> list[Event]:
+        async with SimServer(SimOptions(ssl=context)) as server, linked() as (link, heard):
+            link.dial(1, settings(server.url, ca_file=str(another)), KEY)
+            await heard.until(lambda: heard.of(LinkClosed))
+            another.write_bytes(certificate.read_bytes())
+            link.dial(2, settings(server.url, ca_file=str(another)), KEY)
+            await heard.until(lambda: heard.of(LinkFrame) or len(heard.of(LinkClosed)) > 1)
+            return heard.events
+
+    assert [type(event) for event in asyncio.run(run())] == [LinkClosed, LinkOpened, LinkFrame]
+
+
 def fault_of_certificate(folder: Path, made_days_ago: int, patch: pytest.MonkeyPatch) -> str | None:
     """Of a certificate that is valid from a day before to a day after it was made."""
 

@@ -19,7 +19,6 @@ class Retry(Enum):
     NEVER = "when a person has changed something"
     SECOND = "every second"
     FIVE_SECONDS = "every five seconds"
-    NEXT = "with the next thing to keep"
     ALWAYS = "it goes on meanwhile"
     RESTART = "by a new start of the service"
 
@@ -178,14 +177,14 @@ _ROWS = (
         "mute is not kept over a restart",
         "is the disk full or read-only?",
         "writing the state fails",
-        retry=Retry.NEXT,
+        retry=Retry.FIVE_SECONDS,
     ),
     _device(
         "conversation-not-kept",
         "what was said can't be written or erased",
         "is the disk full or read-only?",
         "writing or erasing the conversation fails",
-        retry=Retry.NEXT,
+        retry=Retry.FIVE_SECONDS,
     ),
     _device(
         "state-unreadable",

@@ -181,6 +181,8 @@ class Link:
             status = exc.response.status_code
             closed = LinkClosed(0, sock.serial, reason=f"HTTP {status}", http_status=status)
         except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
+            if isinstance(exc, ssl.SSLCertVerificationError):
+                self._contexts.clear()  # who mends it replaces files: the next dial reads them
             closed = LinkClosed(0, sock.serial, reason=str(exc)[:200], fault=_fault(exc))
         except Exception as exc:  # unforeseen, but the core must learn that the link is gone
             log.exception("the link broke")
