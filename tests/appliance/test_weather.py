@@ -13,8 +13,11 @@ import pytest
 
 from tests.appliance import sabotage, weather
 from tests.appliance.day import Broken
+from tests.appliance.sound import Recording
 from tests.appliance.stage import Stage
-from tests.appliance.weather import SCENES, TRIES, Scene, Weather
+from tests.appliance.weather import SCENES, TRIES, Scene, Turn, Weather
+from tests.soak import judge
+from tests.soak.judge import Frame
 from tests.soak.table import FaultRow
 from voiced.core.link import Link
 from voiced.sim.stand import toml
@@ -39,6 +42,9 @@ class FakeStage:
 
     def command(self, _: str) -> None:
         pass
+
+    def talk(self) -> list[Frame]:
+        return [Frame(1.5, "server", {"type": "response.created"}, 1)]
 
     def status(self) -> dict[str, object]:
         return {"faults": [], "turn": "idle", "link": "down"}
@@ -90,6 +96,35 @@ def test_a_busy_host_is_not_counted_and_never_good() -> None:
     row = play(starve)
     assert len(played) == TRIES
     assert not row.ok
+
+
+@pytest.mark.parametrize("starved_plays", [0, 1, TRIES])
+def test_words_that_the_host_has_lost_are_said_again(
+    starved_plays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays = []
+
+    def compare(*_: object) -> judge.Words:
+        plays.append(1)
+        return judge.Words(500.0 if len(plays) <= starved_plays else 0.0, 0.0)
+
+    monkeypatch.setattr(judge, "compare", compare)
+    monkeypatch.setattr(judge, "answered_turn", lambda *_: None)
+    stage, rows = FakeStage(), dict[str, FaultRow]()
+    bad = Weather(cast(Stage, stage), 1, 0.0, rows)
+    monkeypatch.setattr(bad, "_missed", lambda: 3)
+    monkeypatch.setattr(bad, "journal", lambda: "")
+    turn = Turn(cast(Recording, None), begin=1.0, end=2.0, pressed=0.9, missed=2)
+
+    def talk(_: Weather) -> float:
+        bad._judge(turn)
+        return 0.5
+
+    bad.play(Scene("it", talk, 1.0), lambda _: None)
+    assert len(plays) == min(starved_plays + 1, TRIES)
+    is_judged = starved_plays < TRIES
+    assert rows["it"].ok is is_judged
+    assert [each.ok for each in bad.invariants()] == [is_judged, True]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.soak.trial import (
     Trial,
     Trouble,
 )
+from tests.soak.unit import WATCHDOG_S
 from voiced.edge.vitals import WINDOW_S
 from voiced.sim.board import BoardError
 from voiced.sim.stand import BUTTON_PIN, StandError
@@ -128,7 +129,7 @@ def _sound_hangs(device: str) -> Play:
         with stage.unit.dying(f"the {device}'s sound server hangs"):
             stage.turn(seconds=1.0)
             with stage.stopped(rig._server.pid):
-                time.sleep(stage.rng.uniform(2, 4))
+                time.sleep(stage.rng.choice((stage.rng.uniform(2, 4), WATCHDOG_S + 5.0)))
             lifted = time.monotonic()
             time.sleep(1.0)  # a speaker that stood still may only now be known to be stuck
             gone = stage.poll(lambda: _good(stage), STUCK_S, "it does not recover")

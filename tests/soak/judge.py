@@ -27,6 +27,8 @@ EDGE_S = 0.15
 LIT_S = 0.3
 """A frame is received so long after it was sent, at most, while the line is good."""
 PREROLL_S = 0.3
+LOST_MS = 30.0
+"""The comparison is by pieces of 20 ms."""
 HOLE = EAR_RATE // 500
 """2 ms of exact zeros: a room has noise. Beside a load of 8 the speaker was late in 18 of 77
 utterances, by up to 1.5 s; what was at the microphone was sent."""
@@ -57,6 +59,10 @@ class Words:
     doubled_ms: float
     """How much of it the server got at another place, too."""
 
+    @property
+    def ok(self) -> bool:
+        return self.lost_ms <= LOST_MS and not self.doubled_ms
+
 
 def compare(sent: Samples, tap: Ear, start: float, end: float) -> Words | None:
     """Hold what the server got of a turn against what was at the microphone in a span of time;
@@ -83,6 +89,19 @@ def compare(sent: Samples, tap: Ear, start: float, end: float) -> Words | None:
     return Words(longest_hole_ms(sent, said), doubled * 1000 * PIECE / WIRE_RATE)
 
 
+def count_answers(frames: Sequence[Frame], since: float) -> int:
+    """How many of the answers that were begun since then had a sound."""
+    sounding = {f.event.get("response_id") for f in frames if f.kind == DELTA}
+    return len(_begun(frames, since) & sounding)
+
+
+def _begun(frames: Sequence[Frame], since: float) -> set[str]:
+    """The ids of the answers that were begun since then."""
+    return {
+        f.event["response"]["id"] for f in frames if f.kind == "response.created" and f.t >= since
+    }
+
+
 def _longest_silence(sound: Samples) -> int:
     """Of exact zeros, in samples."""
     sounding = np.flatnonzero(sound)
@@ -106,8 +125,8 @@ def _likenesses(sound: Any, within: Any) -> Iterator[float]:
 
 
 def answers(frames: Sequence[Frame], start: float, end: float) -> Samples:
-    """The audio of the answers that were sent in a span of time, at WIRE_RATE."""
-    asked = {f.event["response"]["id"] for f in frames if f.kind == "response.created"}
+    """The audio of the answers that were begun and sent in a span of time, at WIRE_RATE."""
+    asked = _begun(frames, start)
     deltas = [
         f
         for f in frames

@@ -29,6 +29,8 @@ from voiced.sim.stand import BUTTON_PIN
 
 # --- it is lost -----------------------------------------------------------------------------------
 
+LONG_TALK_S = 20.0
+
 Harm = Callable[[Stage], None]
 
 
@@ -118,7 +120,7 @@ def _expired(stage: Stage, trial: Trial) -> None:
 def _swallowed(stage: Stage, trial: Trial) -> None:
     """Everything is taken, acknowledged and lost, in this one connection."""
     turn = stage.begin(stage.rng.choice(("held", "tapped")))
-    stage.backstage.do(lambda: setattr(stage.proxy.weather, "swallow", True))
+    stage.backstage.do(stage.proxy.swallow)
     stage.end(turn)
     links = [n for n in turn.life.notes if n["event"] == "link-lost"]
     watch = turn.life.watch
@@ -127,7 +129,6 @@ def _swallowed(stage: Stage, trial: Trial) -> None:
         20,
         "it is not noticed",
     )
-    stage.backstage.do(stage.proxy.clear)
     trial.served(stage.answered(turn))
 
 
@@ -156,8 +157,9 @@ def _weather(**changes: float) -> Play:
 def _begin_stall(stage: Stage) -> tuple[Turn, float]:
     """From the middle of the words on the server says nothing for a while; until when."""
     turn = stage.begin()
-    lifted = time.monotonic() + OUTAGE_S
-    stage.session(lambda session: session.stall(OUTAGE_S))
+    outage_s = stage.rng.uniform(*OUTAGE_S)
+    lifted = time.monotonic() + outage_s
+    stage.session(lambda session: session.stall(outage_s))
     stage.end(turn)
     return turn, lifted
 
@@ -186,13 +188,24 @@ def _lasting(trouble: Trouble, *faults: str) -> Play:
         stage.hang_up()
         with trouble(stage):
             turn = stage.begin(stage.rng.choice(("held", "tapped")))
-            until = turn.pressed + OUTAGE_S
+            until = turn.pressed + stage.rng.uniform(*OUTAGE_S)
             trial.named(*faults)
             stage.end(turn)
             time.sleep(max(0.0, until - time.monotonic()))
         trial.served(stage.answered(turn, time.monotonic()))
 
     return play
+
+
+def _long_talk(stage: Stage, trial: Trial) -> None:
+    """Somebody talks on and on, and the server is away all that time: it is dialled as often at the
+    end as at the beginning, and nothing is lost."""
+    stage.hang_up()
+    with refused(stage):
+        turn = stage.begin(stage.rng.choice(("held", "tapped")), LONG_TALK_S)
+        trial.named("no-route")
+        stage.end(turn)
+    trial.served(stage.answered(turn, time.monotonic()))
 
 
 def _too_long(stage: Stage, trial: Trial) -> None:
@@ -433,6 +446,7 @@ SCENES = (
     Scene("delay and jitter", _weather(delay_s=0.3, jitter_s=0.3), 2.0 + BUSY_S),
     Scene("server stalls", _stall, BACK_S),
     Scene("refused", _lasting(refused, "no-route"), BACK_S),
+    Scene("a long talk while refused", _long_talk, BACK_S, is_quick=False),
     Scene("refused for long", _too_long, BACK_S, is_quick=False),
     Scene("unanswered", _lasting(_unanswered, "timeout"), CAP_S + BUSY_S, is_quick=False),
     Scene("certificate not yet valid", _lasting(showing("early"), "clock-wrong"), BACK_S),

@@ -47,13 +47,13 @@ class Network:
 
     def __enter__(self) -> Self:
         self._etc.mkdir(parents=True)
-        # Read in the namespace in the place of the machine's own; written in place, for it is
-        # the file itself that is seen there.
-        (self._etc / "hosts").write_text("")
-        self._ask_for("options timeout:1")
         try:
+            # Read in the namespace in the place of the machine's own; written in place, for it is
+            # the file itself that is seen there.
+            (self._etc / "hosts").write_text("")
+            self._ask_for("options timeout:1")
             self._connect()
-        except subprocess.CalledProcessError:
+        except BaseException:  # who is told to end leaves nothing either
             self.__exit__()
             raise
         self.name_found(True)

@@ -85,6 +85,8 @@ def _broken_within(fault: Callable[[], None]) -> Play:
             old.popen.send_signal(sabotage.signal_of(fault))
             began = time.monotonic()
             stage.poll(lambda: stage.unit.lives[-1] is not old, STUCK_S + 5, "nobody notices")
+            if (code := stage.unit.exits[-1].code) != -signal.SIGABRT:
+                raise Broken(f"it ended with {code}, and not by the watchdog")
             stage.unit.life()
             stage.rest()
             trial.served(time.monotonic() - began + stage.turn(seconds=1.0))

@@ -31,8 +31,6 @@ class Weather:
     up_bytes_per_s: float | None = None
     delay_s: float = 0.0
     jitter_s: float = 0.0
-    swallow: bool = False
-    """Bytes are taken, acknowledged and lost."""
 
 
 class Proxy:
@@ -87,6 +85,11 @@ class Proxy:
         for pair in self._pairs:
             pair.vanish()
 
+    def swallow(self) -> None:
+        """From those who are connected now bytes are taken, acknowledged and lost."""
+        for pair in self._pairs:
+            pair.swallows = True
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(reader, writer)
         pair.task = asyncio.current_task()
@@ -134,7 +137,7 @@ class Proxy:
         due = 0.0
         try:
             while data := await reader.read(CHUNK_BYTES):
-                if self.weather.swallow:
+                if pair.swallows:
                     continue
                 wait_s = self.weather.delay_s + self._rng.uniform(0, self.weather.jitter_s)
                 due = max(due, time.monotonic() + wait_s)
@@ -173,7 +176,7 @@ class _Pair:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writers = reader, [writer]
         self.task: asyncio.Task[None] | None = None
-        self.vanished = False
+        self.vanished = self.swallows = False
 
     def _each_socket(self, do: Callable[[socket.socket], object]) -> None:
         for writer in self.writers:

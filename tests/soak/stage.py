@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from unittest import mock
 
+import numpy as np
+
 from tests.app.test_first_word import words
 from tests.soak import judge
 from tests.soak.judge import Frame
@@ -43,6 +45,9 @@ TAP_S = 0.1
 FOLLOW_UP_S = 2.0
 SILENCE_S = 0.6  # turn.silence_ms
 THINK_MS = 100
+PACE, LATE_DELTAS = 1.3, 3
+"""Times real time: an answer is on its way for most of the time that it sounds, so that what
+befalls it, befalls its middle; and some of it still comes when it was cancelled."""
 GIVE_UP_S = 30.0
 """Nothing that is promised takes longer; who waits longer waits in vain."""
 NAMED_S = 20.0  # the longest: a dial that nobody answers, 15 s
@@ -121,11 +126,13 @@ class Scene:
 class Stage:
     """Entered, it is ready to be talked to."""
 
-    def __init__(self, seed: int, sabotage: str, folder: Path) -> None:
+    def __init__(self, seed: int, sabotage: str, folder: Path, keep: Path | None = None) -> None:
+        """`keep`: beside it, what was said and what arrived is kept where they differ."""
         self.rng = random.Random(seed)
-        self.seed, self.sabotage, self.folder = seed, sabotage, folder
+        self.seed, self.sabotage, self.folder, self.keep = seed, sabotage, folder, keep
         self.scene = Scene()
         self.disk_is_own = False
+        self._is_changed = False  # the configuration, and nobody has put it back
         self._said = seed * 1000
         self._stack = ExitStack()
 
@@ -146,7 +153,11 @@ class Stage:
         self.backstage = stack.enter_context(Backstage())
         self.server = Server(
             SimOptions(
-                keys=frozenset({KEY}), think_ms=THINK_MS, ssl=self.certificates.context, pace=20
+                keys=frozenset({KEY}),
+                think_ms=THINK_MS,
+                ssl=self.certificates.context,
+                pace=PACE,
+                late_deltas=LATE_DELTAS,
             )
         )
         self.backstage.run(self.server.start())
@@ -334,8 +345,10 @@ class Stage:
         settings = copy.deepcopy(self.settings)
         for table, keys in changes.items():
             settings.setdefault(table, {}).update(keys)
+        self._is_changed = True
         self.unit.configure(settings)
         self.command("reload")
+        self._is_changed = settings != self.settings
         time.sleep(0.3)
 
     # --- what is done to it ------------------------------------------------------------------
@@ -407,6 +420,8 @@ class Stage:
         if self.status()["muted"]:
             self.command("unmute")
         self.hang_up()
+        if self._is_changed:
+            self.reload()
         time.sleep(0.2)
 
     def verdict(self) -> Verdict:
@@ -434,7 +449,9 @@ class Stage:
         begun = (turn.pressed if turn.mode == "held" else said.started) - judge.PREROLL_S - 0.2
         later = [t for t in self.scene.answered if t.pressed > turn.released]
         until = later[0].pressed if later else float("inf")
-        sent = judge.answered_turn([f for f in frames if f.t < until], begun)
+        mine = [f for f in frames if f.t < until]
+        sent = judge.answered_turn(mine, begun)
+        found.repeated += max(0, judge.count_answers(mine, turn.pressed) - 1)
         words = judge.compare(sent, self.tap, said.started, said.ended)
         if words is None:
             found.unjudged += 1
@@ -442,11 +459,20 @@ class Stage:
         found.words += 1
         found.lost_ms = max(found.lost_ms, words.lost_ms)
         found.doubled_ms = max(found.doubled_ms, words.doubled_ms)
+        if self.keep and not words.ok:
+            span = (self.tap.index_at(begun), self.tap.index_at(said.ended + 1.0))
+            np.savez(
+                self.keep.with_name(f"{self.keep.name}-{said.started:.0f}"),
+                sent=sent,
+                recorded=self.tap.snapshot(*span),
+                begun_started_ended_s=(begun, said.started, said.ended),
+            )
 
 
 @dataclass
 class Verdict:
-    """What was wrong in a scene; zeros are good. `words`: utterances that were compared."""
+    """What was wrong in a scene; zeros are good. `words`: utterances that were compared;
+    `repeated`: answers to what had one already."""
 
     words: int = 0
     unjudged: int = 0
@@ -455,3 +481,13 @@ class Verdict:
     undue_ms: float = 0.0
     strange_ms: float = 0.0
     dark: int = 0
+    repeated: int = 0
+
+    @property
+    def ok(self) -> bool:
+        others = (self.undue_ms, self.strange_ms, self.dark, self.repeated)
+        return self.words_ok and not any(others)
+
+    @property
+    def words_ok(self) -> bool:
+        return judge.Words(self.lost_ms, self.doubled_ms).ok

@@ -35,7 +35,8 @@ class FaultRow:
 
 @dataclass
 class Invariant:
-    """Something that holds all the time. `value` None: there was too little to judge by."""
+    """Something that holds all the time. `value` None: there was too little to judge by, and what
+    was not judged is not known to hold."""
 
     name: str
     value: float | None
@@ -44,7 +45,7 @@ class Invariant:
 
     @property
     def ok(self) -> bool:
-        return self.value is None or self.value <= self.goal
+        return self.value is not None and self.value <= self.goal
 
 
 def table(faults: Sequence[FaultRow], invariants: Sequence[Invariant]) -> str:

@@ -24,7 +24,7 @@ from tests.soak.judge import Due, Frame
 from tests.soak.proxy import Proxy
 from tests.soak.scenes import SCENES
 from tests.soak.table import FaultRow, Invariant, as_json, table
-from tests.soak.unit import Lights, Use, steps
+from tests.soak.unit import Lights, growth
 from tests.systemd.inject import sitecustomize as inject
 from voiced.core import channels
 from voiced.core.faults import FAULTS
@@ -118,11 +118,13 @@ def test_words_that_were_spoken_with_a_hole_judge_nothing() -> None:
 # --- sound ---------------------------------------------------------------------------------
 
 
-def answer_frames(answer: Samples) -> list[Frame]:
+def answer_frames(
+    answer: Samples, number: str = "r", created_at: float = 0.9, sent_at: float = 0.95
+) -> list[Frame]:
     delta = base64.b64encode(answer.tobytes()).decode()
-    event = {"type": DELTA, "response_id": "r", "delta": delta}
-    created = {"type": "response.created", "response": {"id": "r"}}
-    return [Frame(0.9, "server", created, 1), Frame(0.95, "server", event, 1)]
+    event = {"type": DELTA, "response_id": number, "delta": delta}
+    created = {"type": "response.created", "response": {"id": number}}
+    return [Frame(created_at, "server", created, 1), Frame(sent_at, "server", event, 1)]
 
 
 def test_sound_outside_of_an_answer_is_not_due_and_another_answer_is_strange() -> None:
@@ -144,6 +146,29 @@ def test_sound_outside_of_an_answer_is_not_due_and_another_answer_is_strange() -
     assert late == pytest.approx(100, abs=5)
     _, strange = judged(at_second(other, 1.0, 4.0))
     assert strange >= 600
+
+
+def test_the_rest_of_an_answer_that_is_over_is_strange() -> None:
+    dead, mine = (to_rate(words(1.0, seed), RATE, WIRE) for seed in (7, 8))
+    frames = [*answer_frames(dead, "dead", 0.2, 2.0), *answer_frames(mine, "mine", 1.9, 2.1)]
+    both = to_rate(np.concatenate((dead, mine)), WIRE, RATE)
+
+    def strange_ms(sound: Samples) -> float:
+        ear: Any = Recording(at_second(sound, 2.0, 5.0))
+        spans = [Due(1.5, 2.0, 2.0 + len(sound) / RATE)]
+        return judge.stale_ms(ear, frames, spans, 1.5, 5.0)[1]
+
+    assert strange_ms(to_rate(mine, WIRE, RATE)) == 0
+    assert strange_ms(both) >= 600
+
+
+def test_answers_that_sound_are_counted() -> None:
+    sound = to_rate(words(0.2, 7), RATE, WIRE)
+    old, one, other = (answer_frames(sound, f"at {at}", at, at + 1) for at in (0.5, 1.5, 3.0))
+    silent = answer_frames(sound, "silent", 2.0)[:1]  # failed, and asked for anew
+    assert judge.count_answers([*old, *silent, *one], since=1.0) == 1
+    assert judge.count_answers([*old, *one, *other], since=1.0) == 2
+    assert judge.count_answers(old, since=1.0) == 0
 
 
 def test_spans_follow_the_daemons_events() -> None:
@@ -180,9 +205,10 @@ def test_audio_in_the_dark_is_seen() -> None:
 
 
 def test_growth_is_told_from_the_quarters_of_a_life() -> None:
-    use = Use(rss_mb=[1.0] * 10 + [40.0 + n for n in range(40)])
-    assert steps(use, lambda u: u.rss_mb, warm_up=10) == (45.0, 75.0)
-    assert steps(use, lambda u: u.rss_mb, warm_up=45) is None
+    warming_up = [float(n) for n in range(30)]
+    assert growth(warming_up + [30.0] * 90) == 0
+    assert growth(warming_up + [30.0] * 60 + [35.0] * 30) == 5
+    assert growth(warming_up[:19]) is None
 
 
 def test_what_is_late_lost_or_complained_of_is_red() -> None:
@@ -194,10 +220,12 @@ def test_what_is_late_lost_or_complained_of_is_red() -> None:
     ]
     over, unjudged = Invariant("over", 1.0, 0.0), Invariant("unjudged", None, 0.0)
     assert good.ok
-    assert unjudged.ok
-    assert not any(row.ok for row in (*bad, over))
+    assert not any(row.ok for row in (*bad, over, unjudged))
     lines = table([good, *bad], [over, unjudged]).splitlines()
-    assert [line.split()[0] for line in lines if "!!" in line] == ["late", "lost", "told", "over"]
+    assert [line.split()[0] for line in lines if "!!" in line] == [
+        *("late", "lost", "told"),
+        *("over", "unjudged"),
+    ]
     told = json.loads(as_json([good], [over], seed=1))
     assert told["version"] == 1
     assert told["faults"][0]["states"] == ["no-dns"]
@@ -335,7 +363,8 @@ def test_what_the_proxy_holds_back_does_not_arrive(trouble: str) -> None:
             assert await _said_back(reader, writer)
         if trouble == "vanish":
             proxy.vanish()
-        proxy.weather.swallow = trouble == "swallow"
+        if trouble == "swallow":
+            proxy.swallow()
         assert not await _said_back(reader, writer)
         writer.transport.abort()
         proxy.clear()

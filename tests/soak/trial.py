@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tests.soak.stage import NAMED_S, Stage
 from tests.soak.unit import WATCHDOG_S
+from voiced.core.uplink import CONFIRM_S, UNHEARD_S
 
 BUSY_S = 2.0
 """What a loaded machine of two cores adds to anything: no promise is judged tighter."""
@@ -22,8 +23,9 @@ BACK_S = 1.0 + BUSY_S
 NOTICED_S = 6.0 + BACK_S
 """A half-open link is noticed within 6 s while somebody talks: TCP_USER_TIMEOUT 5 s."""
 
-ASKED_S = 10.0 + BACK_S
-"""No frame of any kind for 10 s after asking."""
+ASKED_S = UNHEARD_S + CONFIRM_S + 10.0 + BACK_S
+"""No frame of any kind for 10 s after asking; and before that, hands-free, the server is awaited to
+end the turn, and then to let us end it."""
 
 DEVICE_S = 1.0 + BUSY_S
 """A lost device is tried again every second."""
@@ -37,7 +39,8 @@ START_S = 1.0 + 3.0 + BUSY_S
 STUCK_S = 10.0 + WATCHDOG_S + START_S
 """An audio thread that steps no more is noticed in 5 s and believed at the second look."""
 
-OUTAGE_S = 2.5
+OUTAGE_S = (2.5, 8.0)
+"""Shortest and longest: the retries have come to their steps of a second."""
 
 
 class Broken(RuntimeError):

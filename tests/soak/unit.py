@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 from voiced.sim.board import BoardError, Finger
@@ -149,7 +150,9 @@ class Unit:
         self.exits: list[Exit] = []
         self.lights = Lights()
         self._command = [
-            *(*prefix, sys.executable, "-m", "tests.soak.sabotage", sabotage),
+            # A soak that is killed leaves no daemon behind.
+            *(*prefix, "setpriv", "--pdeathsig", "KILL"),
+            *(sys.executable, "-m", "tests.soak.sabotage", sabotage),
             *("--finger", str(folder / "board"), "--", "--config", str(self.config)),
             *("--socket", str(folder / "control"), "--state-dir", str(self.state)),
         ]
@@ -247,13 +250,14 @@ class Unit:
             self._stopping.wait(RESTART_S)
 
     def _attend(self, life: Life) -> None:
-        """Until it ends. Starved, it is killed as systemd does it."""
+        """Until it ends. Starved, it is aborted, and killed if that is of no use: as by systemd."""
+        number = signal.SIGABRT
         while life.popen.poll() is None:
             limit_s = WATCHDOG_S if life.ready.is_set() else START_S
             starved_s = time.monotonic() - self._alive_at - limit_s
             if starved_s > 0 and not self._stopping.is_set():
-                number = signal.SIGABRT if starved_s < STOP_S else signal.SIGKILL
                 life.popen.send_signal(number)
+                number = signal.SIGKILL
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     life.popen.wait(STOP_S)
             time.sleep(0.05)
@@ -288,12 +292,11 @@ def _allocator() -> dict[str, str]:
     return {name: value[0] for name, *value in settings if name.startswith("MALLOC_")}
 
 
-def steps(use: Use, pick: Callable[[Use], list[float]], warm_up: int) -> tuple[float, float] | None:
-    """The medians of the first and of the last quarter of a process's life, without its
-    `warm_up` first samples; None for one that was too short."""
-    values = pick(use)[warm_up:]
+def growth(values: Sequence[float]) -> float | None:
+    """From the median of the second quarter of a process's life to that of its last; None for a
+    life that was too short. The first is for warming up: what it meets, it meets for the first
+    time."""
     quarter = len(values) // 4
     if quarter < 5:
         return None
-    first, last = sorted(values[:quarter]), sorted(values[-quarter:])
-    return first[quarter // 2], last[quarter // 2]
+    return median(values[-quarter:]) - median(values[quarter : 2 * quarter])
