@@ -85,6 +85,14 @@ def test_a_file_that_makes_no_sense_is_an_error_and_may_be_replaced(
     assert Store(tmp_path).load_muted() is True
 
 
+def test_a_fifo_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.json")
+    with pytest.raises(StateError, match=r"state\.json"):
+        Store(tmp_path).load_muted()
+    Store(tmp_path).save_muted(True)
+    assert Store(tmp_path).load_muted() is True
+
+
 @pytest.mark.parametrize("schema", [SCHEMA + 1, "2027"])
 @pytest.mark.parametrize("key", ["muted", "silenced"])
 def test_a_newer_file_is_refused_and_not_overwritten(

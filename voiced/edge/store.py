@@ -115,7 +115,7 @@ class _File:
         """Its value, of `kind`; None where there is no file. Raises StateError."""
         self._drop_temporary()
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=_without_waiting) as file:
                 content = file.read(LONGEST_BYTES + 1)
             if len(content) > LONGEST_BYTES:
                 raise ValueError(f"longer than {LONGEST_BYTES} bytes")
@@ -210,3 +210,8 @@ class _File:
 
     def _error(self, problem: str | None) -> StateError:
         return StateError(f"{self._path}: {problem}")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A FIFO in the place of a file would be waited for until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
