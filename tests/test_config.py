@@ -88,6 +88,8 @@ def test_one_channel_or_several_are_used(use: str, channels: tuple[int, ...]) ->
         ("turn = 3", ["turn", "3", "a table of keys"]),
         ("[turn]\nsilence = 600", ["turn.silence", "unknown key", "Did you mean silence_ms?"]),
         ("[turn]\nxyz = 600", ["turn.xyz", "unknown key", "silence_ms, preroll_ms"]),
+        ('[realtime]\nurl = ["\\u0085"]', ["realtime.url", '["?"]', "wss://"]),
+        ('[turn]\n"\\u2028" = 1', ["turn.?", "unknown key"]),
         ("[speker]\nrate = 1", ["speker", "unknown key", "Did you mean speaker?"]),
         ("[turn]\nend = never", ["not valid TOML", "line 2"]),
     ],

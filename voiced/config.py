@@ -231,9 +231,9 @@ def parse(text: str, name: str) -> Config:
     try:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as exc:
-        raise ConfigError(f"{name}: {_explain(str(exc), data)}") from exc
+        raise ConfigError(f"{name}: {_on_one_line(_explain(str(exc), data))}") from exc
     for key, value, problem in _contradictions(config):
-        raise ConfigError(f"{name}: {key} = {_shown(value)}: {problem}")
+        raise ConfigError(f"{name}: {key} = {_on_one_line(_shown(value))}: {problem}")
     return config
 
 
@@ -261,6 +261,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)  # JSON has no nan
     return _without_secrets(msgspec.json.encode(value, enc_hook=str).decode())[:80]
+
+
+def _on_one_line(text: str) -> str:
+    """Without what JSON lets pass and a terminal or `splitlines` takes for an end of line."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _without_secrets(text: str) -> str:
