@@ -197,7 +197,10 @@ class Microphone:
         """As `since`, but from the gate's pre-roll before the onset it opened for."""
         return self.since(max(earliest, self._onset_at - GATE_PREROLL_MS / 1000))
 
-    def _allowed(self, earliest: float) -> Iterable[_Block]:
-        from_at = max(earliest, self._barrier_at)
+    def may_send(self, began_at: float, earliest: float) -> bool:
+        """Whether what began then may be sent, of what is not older than `earliest`."""
         # Blocks are dated by their arrival, which jitters; half a block's doubt would lose one.
-        return (b for b in self._ring if b.began_at >= from_at - 1e-3)
+        return began_at >= max(earliest, self._barrier_at) - 1e-3
+
+    def _allowed(self, earliest: float) -> Iterable[_Block]:
+        return (b for b in self._ring if self.may_send(b.began_at, earliest))

@@ -420,8 +420,9 @@ class Talk:
 
     def _collect_live(self, event: MicrophoneBlock) -> None:
         released_at, began_at = self._turn.released_at, event.at - BLOCK_MS / 1000
-        too_early = began_at < self._turn.earliest - 1e-3  # blocks come in batches, and late
-        if not too_early and (released_at is None or began_at <= released_at):
+        # Blocks come in batches, and late: this one may be from before the turn, or a mute.
+        may = self.microphone.may_send(began_at, self._turn.earliest)
+        if may and (released_at is None or began_at <= released_at):
             self._turn.faint |= self.microphone.faint
             self._collect([(event.samples, event.at)])
         if released_at is not None and event.at >= released_at:
