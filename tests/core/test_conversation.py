@@ -207,3 +207,16 @@ def test_the_meter_counts_what_is_said_sent_and_heard_as_it_happens() -> None:
     world.command("interrupt")
     world.run(0.0)
     assert world.core.meter()["heard_s"] == pytest.approx(len(world.heard) / WIRE_RATE, abs=0.01)
+
+
+def test_what_keeps_it_from_a_turn_is_named_before_what_does_not() -> None:
+    world = World()
+    for device, fault in (("canceller", "canceller-missing"), ("microphone", "microphone-lost")):
+        world.give(DeviceFault(device, fault, "why", world.now))  # type: ignore[arg-type]
+    snapshot = world.core.snapshot()
+    assert [each["fault"] for each in snapshot["faults"]] == [
+        "microphone-lost",
+        "canceller-missing",
+    ]
+    assert snapshot["light"] == "fault-microphone"
+    assert snapshot["status"].index("microphone is missing") < snapshot["status"].index("canceller")

@@ -185,7 +185,7 @@ def test_a_failing_module_gives_silence_is_counted_and_told_once(
     assert canceller.process(played[0], None).any()  # our sound is gone: heard again
 
 
-def test_what_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +194,7 @@ def test_what_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.Monk
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(CancellerMissing, match=r"voiced\[aec\]"):
+    with pytest.raises(CancellerMissing, match="No module named 'livekit"):
         Canceller()
 
 

@@ -331,8 +331,11 @@ class Conversation:
 
     @property
     def _faults(self) -> dict[str, str]:
-        """Name of each present fault -> detail."""
-        return self._health.faults | self._connection.faults
+        """Name of each present fault -> detail, what matters most first: that which keeps us from
+        a turn."""
+        present = self._health.faults | self._connection.faults
+        weight = {name: (not FAULTS[name].deaf, FAULTS[name].blink) for name in present}
+        return {name: present[name] for name in sorted(present, key=weight.__getitem__)}
 
 
 _C = Conversation

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from voiced.core import lights
-from voiced.core.faults import FAULTS, Blink
+from voiced.core.faults import FAULTS
 from voiced.core.link import LinkState
 from voiced.core.outbox import Outbox
 from voiced.core.timers import Timers
@@ -34,9 +34,10 @@ class Signs:
         return self.light is not None and self.light.lit
 
     def show(self, turn: TurnState, link: LinkState, faults: Iterable[str], *, muted: bool) -> None:
-        """Bring the light in line; `faults`: names of those present."""
+        """Bring the light in line; `faults`: names of those present, what matters most first."""
         refused = self._outbox.now < self._refused_until
-        pattern = lights.pattern(turn, link, fault=_blink(faults), muted=muted, refused=refused)
+        fault = next((FAULTS[name].blink for name in faults), None)
+        pattern = lights.pattern(turn, link, fault=fault, muted=muted, refused=refused)
         if pattern is not self._asked:
             self._asked = pattern
             self._outbox.add(Show(pattern))
@@ -81,10 +82,3 @@ class Signs:
         if status != self.status:
             self.status = status
             self._outbox.add(Status(status))
-
-
-def _blink(faults: Iterable[str]) -> Blink | None:
-    """Of all that is wrong, what matters most: first that which keeps us from a turn."""
-    present = [FAULTS[name] for name in faults]
-    worst = min(present, key=lambda fault: (not fault.deaf, fault.blink), default=None)
-    return worst.blink if worst else None

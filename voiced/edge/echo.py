@@ -54,7 +54,7 @@ _STEP: Final = 2
 
 
 class CancellerMissing(RuntimeError):
-    """The canceller is not installed, or doesn't load. The text holds the remedy."""
+    """The canceller is not installed, or doesn't load. The text says why."""
 
 
 class Canceller:
@@ -229,4 +229,4 @@ def _load() -> tuple[Any, Any]:
 
         return AudioFrame, AudioProcessingModule(echo_cancellation=True)
     except Exception as exc:
-        raise CancellerMissing(f"livekit doesn't load ({exc}): pip install 'voiced[aec]'") from exc
+        raise CancellerMissing(f"livekit doesn't load: {exc}") from exc
