@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import alsaaudio
 import numpy as np
@@ -272,6 +273,33 @@ def test_an_owner_that_came_too_late_is_a_counted_xrun_and_loses_nothing() -> No
     bench.run(2)
     assert (bench.playback.xruns, bench.playback.holes) == (1, 0)
     assert np.array_equal(np.trim_zeros(bench.pcm.heard), samples)
+
+
+def test_so_is_one_that_is_told_what_was_true_before() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(24_000), 0)
+    bench.playback.end(0)
+    bench.step()
+    bench.clock.now += 0.5
+    with (
+        mock.patch.object(bench.pcm, "avail", return_value=bench.pcm.size // 2),
+        mock.patch.object(bench.pcm, "state", return_value=alsaaudio.PCM_STATE_RUNNING),
+    ):
+        bench.step()
+    bench.run(2)
+    assert bench.playback.xruns == 1
+
+
+def test_a_device_that_hesitates_has_not_run_dry() -> None:
+    bench = Bench(rate=24_000)
+    bench.playback.play(ramp(24_000), 0)
+    bench.playback.end(0)
+    bench.step()
+    bench.pcm.stuck = True
+    bench.run(STILL_S / 2)
+    bench.pcm.stuck = False
+    bench.run(2)
+    assert (bench.playback.xruns, bench.playback.holes) == (0, 0)
 
 
 def test_volume_scales_and_full_volume_changes_nothing() -> None:

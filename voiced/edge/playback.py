@@ -117,6 +117,7 @@ class Playback:
         self._position = Position(rate, 0)
         self._open_at = clock()
         self._proven = False  # it has taken something since it was opened
+        self._dry_at = 0.0  # when it will have played what it holds
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._chime = SILENT  # not yet taken by the device
@@ -448,6 +449,7 @@ class Playback:
         if taken <= 0:
             return 0
         self._proven = True
+        self._dry_at = at + (pending + taken) / self._rate
         self._position.wrote(taken)
         self._played.wrote(mono[:taken], pending, at)
         return taken
@@ -500,8 +502,15 @@ class Playback:
         return min(max(self._written + self._silence - pending, 0), self._written)
 
     def _note_dry(self) -> None:
-        """Tell a hole in the answer, which is the network's, from an underrun, which is ours."""
-        if self._look() or (self._exhausted and self._ending):
+        """Tell a hole in the answer, which is the network's, from an underrun, which is ours.
+
+        Who comes a whole buffer after the last frame was due is told what was true before: a sound
+        server's plugin learns of an underrun from a thread of its own.
+        """
+        pending = self._look()
+        is_late = self.stepped_at > self._dry_at + self._size / self._rate
+        self._dry_at = self.stepped_at + pending / self._rate
+        if (pending and not is_late) or (self._exhausted and self._ending):
             return
         if self._exhausted:
             self.holes += 1
