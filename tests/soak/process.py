@@ -203,7 +203,7 @@ SCENES = (
     Scene("killed with a conversation", _kept, START_S, is_deadly=True),
     Scene("memory over its limit", _memory_high, START_S, is_deadly=True),
     _watched("the capture thread ends", inject.end_the_capture_thread),
-    _watched("the capture's read hangs", inject.hang_the_capture_read),
+    _watched("the capture's read hangs", sabotage.hang_the_capture_read),
     _watched("the playback thread hangs", inject.hang_the_playback_thread),
     _watched("the loop hangs", inject.wedge_the_loop),
     _watched("the loop spins", inject.spin_the_loop),

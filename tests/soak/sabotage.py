@@ -53,6 +53,12 @@ def _gone(_card: object) -> tuple[int, bytes]:
     raise alsaaudio.ALSAAudioError("No such device")
 
 
+def hang_the_capture_read() -> None:
+    """As the container's, also after there was a good card again."""
+    inject._Card.read = _read  # type: ignore[method-assign]
+    inject.hang_the_capture_read()
+
+
 def halve_the_cards_rate() -> None:
     """As the container's, until there is a good card again."""
     inject._Card.read = _read  # type: ignore[method-assign]
@@ -99,6 +105,7 @@ WITHIN: tuple[Callable[[], None], ...] = (
     *inject.SABOTAGE,
     fail_the_lights,
     mend_the_lights,
+    hang_the_capture_read,
     halve_the_cards_rate,
     silence_the_card,
     hold_the_card,
