@@ -245,7 +245,8 @@ class Day:
             for _ in range(2):  # an array is trusted when for a second nothing of us was heard
                 self._hear_out()
             for _ in range(3):
-                self._speak_over()
+                if not any(self._speak_over() for _ in range(5)):
+                    raise Broken("its answers always came too late to be spoken over")
 
     def _hear_out(self) -> None:
         """Ask, and hear the whole answer."""
@@ -255,7 +256,8 @@ class Day:
         stage.until("turn", speaking["t"], turn="listening")
         stage.hang_up()
 
-    def _speak_over(self) -> None:
+    def _speak_over(self) -> bool:
+        """False if the answer was not there yet: a busy host makes a slow machine."""
         stage = self.stage
         gap = np.zeros(round(GAP_S * RATE), np.int16)
         twice = np.concatenate((self._voice, gap, self._voice))
@@ -263,9 +265,12 @@ class Day:
         stage.listen()
         self._hold(said)
         released = stage.release()
-        stage.until("turn", released, turn="speaking")
+        speaking = stage.until("turn", released, turn="speaking")
         # The second time it is said, the answer to the first sounds.
         again = said.started_at + LEAD_S + len(self._voice) / RATE + GAP_S + self._first_s
+        if speaking["t"] > again:
+            stage.hang_up()
+            return False
         flushed = stage.until("flushed", released)
         if flushed["t"] < again:
             raise Broken(f"it interrupted itself {again - flushed['t']:.1f} s before anybody spoke")
@@ -273,6 +278,7 @@ class Day:
         stage.hang_up()
         _, last, _ = _sounding(stage.heard(), released, flushed["dropped_at"] + 0.3)
         self._note("speech over the answer: onset to silence", (last - again) * 1000)
+        return True
 
     def ends(self) -> None:
         """The other ways to end a turn, and a pause for thought that ends none."""
