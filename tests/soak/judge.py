@@ -22,6 +22,8 @@ ALIKE = 0.5
 """A piece with a hole in its middle is still like one half of itself by 0.6."""
 FAINT, LOUD = 10.0, 150.0
 """RMS of what is no sound, and of what is compared: the room has 58, the words 3,000."""
+PAUSE = EAR_RATE // 200
+"""5 ms: sound has no such stretch of zeros, and a shorter one does not make a piece unlike."""
 EDGE_S = 0.15
 """The recording is dated to 5 ms, and to some periods more where a machine is busy."""
 LIT_S = 0.3
@@ -173,18 +175,37 @@ def stale_ms(
         first, last = ear.index_at(at), ear.index_at(max(at, span.start - EDGE_S))
         quiet += int(np.count_nonzero(ear.snapshot(first, last))) if last > first else 0
         at = max(at, span.end + EDGE_S)
-    strange = sum(_strange_pieces(ear, frames, span) for span in spans)
+    strange = sum(_strange_pieces(ear, frames, span) for span in spans if not has_gap(ear, span))
     return quiet * 1000 / EAR_RATE, strange * 1000 * PIECE / WIRE_RATE
+
+
+def has_gap(ear: Ear, span: Due) -> bool:
+    """The recording lacks something there, so nobody can say what was heard."""
+    first, last = ear.index_at(span.start), ear.index_at(span.end)
+    return any(first <= index <= last for index, _ in (*ear.gaps, *ear.outages))
 
 
 def _strange_pieces(ear: Ear, frames: Sequence[Frame], span: Due) -> int:
     said = answers(frames, span.asked - EDGE_S, span.end).astype(float)
     sound = ear.snapshot(ear.index_at(span.start), ear.index_at(span.end))
-    heard = to_rate(sound, EAR_RATE, WIRE_RATE).astype(float)
     if len(said) < PIECE:
-        return int(np.count_nonzero(heard) > PIECE)
+        return int(np.count_nonzero(to_rate(sound, EAR_RATE, WIRE_RATE)) > PIECE)
     within = np.pad(said, PIECE)  # a piece may hold its first or last sample
-    return sum(like < ALIKE for like in _likenesses(heard, within))
+
+    def unlike(sound: Samples) -> int:
+        heard = to_rate(sound, EAR_RATE, WIRE_RATE).astype(float)
+        return sum(like < ALIKE for like in _likenesses(heard, within))
+
+    # A pause may stand where sound was lost, or have come between (an underrun, which is counted).
+    return min(unlike(sound), unlike(_without_pauses(sound)))
+
+
+def _without_pauses(sound: Samples) -> Samples:
+    """What is left without stretches of exact zeros of PAUSE samples and more."""
+    sounding = np.flatnonzero(sound)
+    begins = np.flatnonzero(np.diff(sounding, prepend=-PAUSE) >= PAUSE)
+    parts = np.split(sounding, begins[begins > 0])
+    return np.concatenate([sound[:0], *(sound[p[0] : p[-1] + 1] for p in parts if len(p))])
 
 
 def dark_appends(frames: Sequence[Frame], lights: Lights) -> int:

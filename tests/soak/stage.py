@@ -438,9 +438,20 @@ class Stage:
                 self.ear.wait_until(now, 2)
                 stale = judge.stale_ms(self.ear, frames, spans, scene.began, now)
                 found.undue_ms, found.strange_ms = stale
+                if found.strange_ms and self.keep:
+                    self._keep_sound(frames, spans)
         if not scene.slow_line:
             found.dark = judge.dark_appends(frames, self.unit.lights)
         return found
+
+    def _keep_sound(self, frames: list[Frame], spans: list[judge.Due]) -> None:
+        """What was heard and what was due, beside the journal."""
+        assert self.keep
+        for span in spans:
+            heard = self.ear.snapshot(self.ear.index_at(span.start), self.ear.index_at(span.end))
+            said = judge.answers(frames, span.asked - judge.EDGE_S, span.end)
+            path = self.keep.with_name(f"{self.keep.name}-heard-{span.start:.0f}")
+            np.savez(path, heard=heard, said=said, start_end_s=(span.start, span.end))
 
     def _judge_words(self, turn: Turn, frames: list[Frame], found: Verdict) -> None:
         said = turn.utterance

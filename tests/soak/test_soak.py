@@ -162,6 +162,29 @@ def test_the_rest_of_an_answer_that_is_over_is_strange() -> None:
     assert strange_ms(both) >= 600
 
 
+@pytest.mark.parametrize("pause_ms", [5, 20, 60, 200])
+def test_an_answer_with_a_pause_is_not_another_one(pause_ms: int) -> None:
+    mine, other = (to_rate(words(2.0, seed), RATE, WIRE) for seed in (8, 9))
+    pause = np.zeros(RATE * pause_ms // 1000, np.int16)
+    for at in range(RATE // 4, RATE, RATE // 20):
+        for answer, strange in ((mine, False), (other, True)):
+            heard = np.insert(to_rate(answer, WIRE, RATE), at, pause)
+            ear: Any = Recording(at_second(heard, 2.0, 6.0))
+            spans = [Due(1.5, 2.0, 2.0 + len(heard) / RATE)]
+            _, found_ms = judge.stale_ms(
+                ear, answer_frames(mine, "mine", 1.9, 2.1), spans, 1.5, 6.0
+            )
+            assert (found_ms > 1000) == strange
+            assert strange or found_ms == 0
+
+
+def test_an_answer_whose_recording_has_a_gap_is_not_judged() -> None:
+    mine, other = to_rate(words(1.0, 7), RATE, WIRE), words(1.0, 8)
+    ear: Any = Recording(at_second(other, 1.0, 4.0))
+    ear.gaps.append((round(1.5 * RATE), 0.1))
+    assert judge.stale_ms(ear, answer_frames(mine), [Due(0.0, 1.0, 2.0)], 0.0, 4.0)[1] == 0
+
+
 def test_answers_that_sound_are_counted() -> None:
     sound = to_rate(words(0.2, 7), RATE, WIRE)
     old, one, other = (answer_frames(sound, f"at {at}", at, at + 1) for at in (0.5, 1.5, 3.0))
