@@ -391,6 +391,7 @@ class Stage:
 
     def flood(self) -> list[socket.socket]:
         """Clients of the control socket that send nonsense, long lines, and read nothing."""
+        assert self.life.watch  # who comes now is still let in
         clients = []
         for number in range(20):
             client = socket.socket(socket.AF_UNIX)
